@@ -1,0 +1,221 @@
+"""The small Protocols between the loop and the parts that touch the world.
+
+A room takes these as arguments and knows nothing of CSV, Delta, MLflow or processes behind them.
+Each contract states its ordering and its errors; `homeostat.testing` ships the test class that
+every implementation of `Journal` and `Engine` passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
+
+import pyarrow as pa
+
+from homeostat.records import (
+    Appended,
+    Candidate,
+    Decision,
+    Evidence,
+    Json,
+    Labelled,
+    Outcome,
+    Past,
+    Refusal,
+    Release,
+    Verdict,
+    Window,
+)
+from homeostat.schema import Schema
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    def now(self) -> datetime:
+        """The present, aware UTC. Live it is the wall clock; in a replay or a demo it is not."""
+        ...
+
+
+class Journal(Protocol):
+    """The append-only log of predictions and labels.
+
+    A method that writes returns only once the rows are durable, and raises `JournalError` with
+    nothing written otherwise. Tables have the columns of `Schema.journal`; tables read back have
+    `label` (text for classes, float64 for numbers) and `labelled_at` besides.
+    """
+
+    def append(self, rows: pa.Table) -> Appended:
+        """Add served rows. The same id with the same content counts as repeated; with other
+        content `ConflictError` is raised, and no row of the call is written.
+        """
+        ...
+
+    def label(self, labels: pa.Table) -> Labelled:
+        """Add labels: columns `prediction_id`, `label` (text), `labelled_at` (UTC).
+
+        Ids that are not known yet are kept and joined later. The last version of a label wins;
+        all versions are kept.
+        """
+        ...
+
+    def load(self, rows: pa.Table) -> tuple[Appended, Labelled]:
+        """Import rows of the user's `load()` with `source=load` and their labels; rows whose id
+        the journal knows bring only their label.
+        """
+        ...
+
+    def reject(self, refusals: Sequence[Refusal], at: datetime) -> None:
+        """Count refused rows by code and column, without their values."""
+        ...
+
+    def read(
+        self,
+        window: Window | None = None,
+        *,
+        as_of: datetime | None = None,
+        labelled: bool | None = None,
+        schema: Schema | None = None,
+    ) -> pa.Table:
+        """Rows joined with their labels, ordered by event time and then id.
+
+        `window` is of event time, None for all; labels that arrived after `as_of` are hidden;
+        `labelled=True` keeps only rows with a label. With `schema`, the features are its own, in
+        its order, null where a row never had them.
+        """
+        ...
+
+    def newest(self, *, source: str | None = None) -> datetime | None:
+        """The newest event time, of one source or of all; None in an empty journal."""
+        ...
+
+    def refused(self, window: Window) -> Mapping[str, int]:
+        """Refused rows in the window of arrival time, counted by `code` or `code:column`."""
+        ...
+
+
+class Releases(Protocol):
+    """The store of releases and the pointer to the champion."""
+
+    def champion(self) -> Release | None:
+        """The verified champion; None before the first. Raises `VerificationError`."""
+        ...
+
+    def get(self, release: str) -> Release:
+        """A release by id or unambiguous prefix, its manifest verified against its id."""
+        ...
+
+    def object(self, release: Release, name: str) -> bytes:
+        """The bytes of one object of a release, verified against its hash."""
+        ...
+
+    def add(self, candidate: Candidate, verdict: Verdict, at: datetime) -> Release:
+        """Store a candidate with the evidence for it. The pointer does not move."""
+        ...
+
+    def promote(self, release: Release) -> None:
+        """Make a stored release the champion, atomically. Raises `ReleaseError` when another
+        one was promoted since the release was stored, or no signing key is at hand.
+        """
+        ...
+
+    def roll_back(self, to: str | None = None) -> Release:
+        """Make an earlier release (by default the predecessor) the champion again."""
+        ...
+
+    def line(self) -> Sequence[Release]:
+        """The champions from the present one back to the first, newest first."""
+        ...
+
+
+class Audit(Protocol):
+    """The hash-chained record of all that happened; the loop alone writes it."""
+
+    def write(self, kind: str, at: datetime, body: Mapping[str, Json]) -> None: ...
+
+    def past(self) -> Past: ...
+
+    def lines(self) -> Sequence[Mapping[str, Json]]: ...
+
+
+class Engine(Protocol):
+    """Runs a module-level function in a child process with limits.
+
+    Raises `EngineError` when the function raises (its own HomeostatErrors pass through), when the
+    child dies, and when time or memory run out; the next call gets a fresh child then.
+    """
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def close(self) -> None: ...
+
+
+class Trainer(Protocol):
+    """The user's code, run in a child."""
+
+    def load(self) -> pa.Table | None:
+        """What the user's `load()` returns: features, target, time; None without such code."""
+        ...
+
+    def fit(
+        self,
+        rows: pa.Table,
+        schema: Schema,
+        *,
+        cutoff: datetime,
+        as_of: datetime,
+        parent: str | None,
+    ) -> Candidate:
+        """Fit on exactly these labelled rows. Raises `TrainingError` or `EngineError`."""
+        ...
+
+    def score(self, model: bytes, rows: pa.Table, schema: Schema) -> pa.Table:
+        """`prediction` and `probability` or `probabilities` for each row, in order."""
+        ...
+
+
+class Policy(Protocol):
+    def __call__(self, evidence: Evidence, past: Past, now: datetime) -> Decision:
+        """Pure: the same arguments give the same decision."""
+        ...
+
+
+class Reporter(Protocol):
+    def evidently(
+        self, reference: pa.Table, current: pa.Table, schema: Schema
+    ) -> Mapping[str, Json]:
+        """Write the HTML report and return its numbers; on failure `{"error": …}`, never raises."""
+        ...
+
+    def status(self, evidence: Evidence) -> None:
+        """Write the status file, atomically."""
+        ...
+
+    def last(self) -> Evidence | None:
+        """The evidence of the last status; None when there is none that can be read."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where trainings are recorded for people. Never raises, never waits."""
+
+    def training(
+        self, candidate: Candidate, verdict: Verdict, release: Release | None, report: Path | None
+    ) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Alerts(Protocol):
+    def send(self, title: str, body: str) -> None:
+        """Tell people. Never raises."""
+        ...
+
+
+class Watcher(Protocol):
+    """Sees each outcome as it falls: a live display, a counter in a replay."""
+
+    def __call__(self, outcome: Outcome) -> None: ...

@@ -1,0 +1,96 @@
+"""Every error that the package raises on purpose.
+
+An error says what went wrong, which value caused it, and what to do next. All of them derive from
+`HomeostatError`, so that a caller at the edge (CLI, API) can tell a refusal from a defect.
+"""
+
+
+class HomeostatError(Exception):
+    """Base of all errors raised on purpose; `hint` names the remedy in one sentence."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling, and errors cross processes.
+        return _rebuild, (type(self), dict(self.__dict__), self.args)
+
+
+def _rebuild(
+    kind: type[HomeostatError], state: dict[str, object], args: tuple[object, ...]
+) -> HomeostatError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class SettingsError(HomeostatError):
+    """`homeostat.toml` or a `HOMEOSTAT_*` variable does not hold what it should."""
+
+
+class SchemaError(HomeostatError):
+    """A frame or table does not fit the model's schema, or no schema can be inferred from it."""
+
+
+class RowError(HomeostatError):
+    """One row of a request was refused.
+
+    `code` is stable and machine-readable, `field` the column, `row` the zero-based row in the
+    request. The message never contains the refused value.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        row: int | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.field = field
+        self.row = row
+
+
+class JournalError(HomeostatError):
+    """The journal cannot write or read; nothing may be answered until it can."""
+
+
+class ConflictError(HomeostatError):
+    """A `prediction_id` that the journal knows came again with other content."""
+
+    def __init__(self, message: str, *, row: int | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.row = row
+
+
+class ReleaseError(HomeostatError):
+    """A release is missing, incomplete, or cannot be promoted."""
+
+
+class VerificationError(ReleaseError):
+    """Bytes, signature or sequence are not what the trusted key vouches for; nothing was loaded."""
+
+
+class AuditError(HomeostatError):
+    """The audit chain is broken: a line was altered, removed or inserted."""
+
+
+class EngineError(HomeostatError):
+    """A task in a child process failed, crashed, ran out of time or out of memory."""
+
+
+class TrainingError(HomeostatError):
+    """The user's code did not yield an estimator that can be released."""
+
+
+class UnavailableError(HomeostatError):
+    """No verified champion is loaded, so nothing can be predicted."""

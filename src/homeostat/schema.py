@@ -1,0 +1,387 @@
+"""The features and the target of one model: infer them, check rows against them, encode them.
+
+A `Schema` is inferred from training rows and released with the model. It is the one place that
+knows which columns a row must have, of which kind, and how they look in Arrow (the journal) and
+in pandas (what the user's `fit` and the model get): numbers and booleans as float64 with NaN for
+null, categories as text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import pyarrow as pa
+
+from homeostat.errors import RowError, SchemaError
+from homeostat.records import Json, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+Kind: TypeAlias = Literal["number", "category", "boolean"]
+
+FORMAT = 1
+MAX_BINS = 128  # quantile bins of a number, nulls apart
+MAX_LEVELS = 255  # known levels of a category; the rest are "other"
+TIMESTAMP = pa.timestamp("us", "UTC")
+
+SYSTEM = {
+    "prediction_id": pa.string(),
+    "occurred_at": TIMESTAMP,
+    "recorded_at": TIMESTAMP,
+    "model_version": pa.string(),
+    "source": pa.string(),
+    "prediction": pa.string(),
+    "probability": pa.float64(),
+    "probabilities": pa.string(),
+}
+"""Columns of every journal row, before the features. `prediction` is text, `probability` is that
+of the positive class, `probabilities` a JSON array in the order of the classes."""
+
+RESERVED = frozenset(SYSTEM) | {"label", "labelled_at"}
+"""Names that no feature may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    name: str
+    kind: Kind
+    nullable: bool = True  # False once the model was seen to fail on null
+    edges: tuple[float, ...] = ()  # inner bin edges of a number, ascending
+    levels: tuple[str, ...] = ()  # known levels of a category, most frequent first
+    other: bool = False  # levels beyond MAX_LEVELS were seen in training
+    example: float | str | bool | None = None  # a typical value, for the documentation page
+
+    @property
+    def arrow(self) -> pa.DataType:
+        return {"number": pa.float64(), "category": pa.string(), "boolean": pa.bool_()}[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    name: str
+    task: Task
+    dtype: Literal["int", "bool", "str", "float"]
+    classes: tuple[str, ...] = ()  # as text, ascending in their own type; empty in a regression
+
+    def text(self, value: object) -> str:
+        """The journal's text for a label; raises SchemaError when it is none of this target."""
+        if self.task == "regression":
+            return repr(self._finite(value))
+        text = str(value)
+        if self.dtype == "bool":
+            text = {"1": "true", "0": "false"}.get(text, text.lower())
+        elif self.dtype == "int" and isinstance(value, bool | float) and value % 1 == 0:
+            text = str(int(value))
+        if text not in self.classes:
+            raise SchemaError(
+                f"the label is not a class of {self.name!r}.",
+                hint=f"Classes are {', '.join(self.classes[:20])}.",
+            )
+        return text
+
+    def _finite(self, value: object) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with suppress(OverflowError):
+                if math.isfinite(value):
+                    return float(value)
+        raise SchemaError(f"the label of {self.name!r} must be a finite number.")
+
+    def value(self, text: str) -> int | bool | str | float:
+        """The inverse of `text`: the label in the target's own type."""
+        if self.dtype == "bool":
+            return text == "true"
+        if self.dtype == "int":
+            return int(text)
+        return float(text) if self.dtype == "float" else text
+
+
+@dataclass(frozen=True)
+class Schema:
+    features: tuple[Feature, ...]
+    target: Target
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(feature.name for feature in self.features)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Feature]:
+        return {feature.name: feature for feature in self.features}
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """The features alone, in order."""
+        return pa.schema([(feature.name, feature.arrow) for feature in self.features])
+
+    @cached_property
+    def journal(self) -> pa.Schema:
+        """The system columns and then the features: one row of the journal."""
+        return pa.schema([*SYSTEM.items(), *((f.name, f.arrow) for f in self.features)])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change when a column's name, order or kind does."""
+        shape = [[feature.name, feature.kind] for feature in self.features]
+        return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:12]
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Schema:
+        """Raises SchemaError for a format that this version does not read."""
+        raw = json.loads(text)
+        if raw.get("format") != FORMAT:
+            raise SchemaError(
+                f"the schema has format {raw.get('format')!r}, this version reads {FORMAT}.",
+                hint="Install the version of homeostat that wrote it, or a newer one.",
+            )
+        features = tuple(
+            Feature(**{**f, "edges": tuple(f["edges"]), "levels": tuple(f["levels"])})
+            for f in raw["features"]
+        )
+        target = {**raw["target"], "classes": tuple(raw["target"]["classes"])}
+        return cls(features, Target(**target))
+
+    def without_nulls_in(self, names: Sequence[str]) -> Schema:
+        """The same schema with nulls refused in the named features."""
+        return replace(
+            self,
+            features=tuple(
+                replace(f, nullable=False) if f.name in names else f for f in self.features
+            ),
+        )
+
+    def check(self, rows: Sequence[Mapping[str, Json]]) -> dict[str, list[Any]]:
+        """Columns of checked values from JSON objects, features only, in the schema's order.
+
+        Keys outside the features must have been taken off before. Raises RowError for the first
+        missing, extra, retyped, non-finite or forbidden null value; the message never holds it.
+        """
+        columns: dict[str, list[Any]] = {}
+        for feature in self.features:
+            read = _READERS[feature.kind]
+            columns[feature.name] = [
+                _value(read, feature, row, index) for index, row in enumerate(rows)
+            ]
+        for index, row in enumerate(rows):
+            if len(row) != len(self.features):
+                extra = next(name for name in row if name not in self.by_name)
+                raise RowError(
+                    "unknown_field",
+                    f"{extra[:80]!r} is no feature of this model.",
+                    field=extra[:80],
+                    row=index,
+                    hint="GET /model lists the features.",
+                )
+        return columns
+
+    def unseen(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+        """How many values of each category are levels that training never saw."""
+        counts = {}
+        for feature in self.features:
+            if feature.kind == "category" and not feature.other:
+                known = frozenset(feature.levels)
+                count = sum(v is not None and v not in known for v in columns[feature.name])
+                if count:
+                    counts[feature.name] = count
+        return counts
+
+    def table(self, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+        """The features as an Arrow table from columns of Python values."""
+        return pa.table({f.name: pa.array(columns[f.name], f.arrow) for f in self.features})
+
+    def frame(self, table: pa.Table) -> pd.DataFrame:
+        """The features of `table` as the model sees them; raises SchemaError if one is missing."""
+        import pandas as pd
+
+        missing = [name for name in self.names if name not in table.column_names]
+        if missing:
+            raise SchemaError(f"the rows lack the columns {', '.join(map(repr, missing))}.")
+        columns: dict[str, Any] = {}
+        for feature in self.features:
+            column = table.column(feature.name)
+            if feature.kind == "category":
+                columns[feature.name] = pd.array(column.cast(pa.string()).to_pylist(), dtype="str")
+            else:
+                columns[feature.name] = column.cast(pa.float64()).to_numpy()
+        return pd.DataFrame(columns, columns=list(self.names))
+
+    def labels(self, table: pa.Table) -> np.ndarray[Any, Any]:
+        """The column `label` in the target's own type, shape (rows,)."""
+        import numpy as np
+
+        if self.target.task == "regression":
+            return np.asarray(table.column("label").cast(pa.float64()).to_numpy())
+        if self.target.dtype == "str":
+            return np.asarray(table.column("label").to_pylist(), dtype=object)
+        values = {text: self.target.value(text) for text in self.target.classes}
+        return np.asarray([values[text] for text in table.column("label").to_pylist()])
+
+
+def _value(read: Any, feature: Feature, row: Mapping[str, Json], index: int) -> Any:
+    try:
+        value = row[feature.name]
+    except KeyError:
+        raise RowError(
+            "missing_field",
+            f"{feature.name!r} is missing.",
+            field=feature.name,
+            row=index,
+            hint="Send null where the value is unknown." if feature.nullable else "",
+        ) from None
+    if value is None:
+        if feature.nullable:
+            return None
+        raise RowError(
+            "null_not_allowed",
+            f"{feature.name!r} must not be null: the model cannot take it.",
+            field=feature.name,
+            row=index,
+        )
+    return read(value, feature, index)
+
+
+def _number(value: Json, feature: Feature, index: int) -> float:
+    if type(value) is float or type(value) is int:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+        raise RowError(
+            "not_finite",
+            f"{feature.name!r} is beyond the range of a 64-bit number.",
+            field=feature.name,
+            row=index,
+        )
+    raise _retyped(feature, index, "a number")
+
+
+def _category(value: Json, feature: Feature, index: int) -> str:
+    if type(value) is str:
+        return value
+    raise _retyped(feature, index, "a string")
+
+
+def _boolean(value: Json, feature: Feature, index: int) -> bool:
+    if type(value) is bool:
+        return value
+    raise _retyped(feature, index, "true or false")
+
+
+def _retyped(feature: Feature, index: int, wanted: str) -> RowError:
+    return RowError(
+        "wrong_type", f"{feature.name!r} must be {wanted}.", field=feature.name, row=index
+    )
+
+
+_READERS = {"number": _number, "category": _category, "boolean": _boolean}
+
+
+def infer(
+    frame: pd.DataFrame, *, target: str, task: Task | None = None, exclude: Sequence[str] = ()
+) -> Schema:
+    """The schema of a labelled training frame.
+
+    Reserved and excluded columns are left out. Bin edges are the distinct inner quantiles of at
+    most 128 equal shares; levels are the 255 most frequent, ties by name. Raises SchemaError
+    for a target or feature that no model can be served with, naming the column.
+    """
+    if target not in frame.columns:
+        raise SchemaError(
+            f"the target {target!r} is not a column.",
+            hint=f"Columns are {', '.join(map(str, frame.columns[:40]))}.",
+        )
+    if len(set(frame.columns)) != len(frame.columns):
+        raise SchemaError("two columns have the same name.", hint="Rename one in load().")
+    skip = {target, *exclude} | RESERVED
+    features = tuple(_feature(str(name), frame[name]) for name in frame.columns if name not in skip)
+    if not features:
+        raise SchemaError("no feature is left beside target and time.")
+    return Schema(features, _target(frame[target], task))
+
+
+def _feature(name: str, column: pd.Series[Any]) -> Feature:
+    import numpy as np
+    from pandas.api import types
+
+    filled = column.dropna()
+    if types.is_bool_dtype(filled) or (len(filled) and all(type(v) is bool for v in filled[:1000])):
+        return Feature(name, "boolean", example=bool(filled.iloc[0]) if len(filled) else None)
+    if types.is_numeric_dtype(column):
+        values = filled.to_numpy(dtype=float)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return Feature(name, "number")
+        grid = np.linspace(0, 1, MAX_BINS + 1)[1:-1]
+        edges = np.unique(np.quantile(values, grid, method="inverted_cdf"))
+        middle = float(np.quantile(values, 0.5, method="inverted_cdf"))
+        return Feature(name, "number", edges=tuple(map(float, edges)), example=middle)
+    if types.is_datetime64_any_dtype(column) or types.is_timedelta64_dtype(column):
+        raise SchemaError(
+            f"the feature {name!r} is a point or length of time.",
+            hint="Turn it into numbers in load(), or exclude it.",
+        )
+    if len(filled) and not all(isinstance(value, str) for value in filled):
+        raise SchemaError(
+            f"the feature {name!r} mixes types; a category must be text throughout.",
+            hint=f"Convert it in load(): frame[{name!r}].astype('str').",
+        )
+    counts = filled.astype("str").value_counts()
+    ranked = sorted(counts.items(), key=lambda item: (-int(item[1]), str(item[0])))
+    levels = tuple(str(level) for level, _ in ranked[:MAX_LEVELS])
+    return Feature(
+        name,
+        "category",
+        levels=levels,
+        other=len(ranked) > MAX_LEVELS,
+        example=levels[0] if levels else None,
+    )
+
+
+def _target(column: pd.Series[Any], task: Task | None) -> Target:
+    from pandas.api import types
+
+    name = str(column.name)
+    filled = column.dropna()
+    if not len(filled):
+        raise SchemaError(f"the target {name!r} has no value.", hint="Is it the right column?")
+    if types.is_bool_dtype(filled):
+        dtype: Literal["int", "bool", "str", "float"] = "bool"
+    elif types.is_numeric_dtype(filled):
+        whole = bool((filled.astype(float) % 1 == 0).all())
+        dtype = "int" if whole else "float"
+    else:
+        dtype = "str"
+    distinct = filled.nunique()
+    if task is None:
+        many = distinct > 20 if dtype == "int" else dtype == "float"
+        task = "regression" if many else "binary" if distinct == 2 else "multiclass"
+    if task == "regression":
+        if dtype not in ("int", "float"):
+            raise SchemaError(f"the target {name!r} is not a number, so it is no regression.")
+        return Target(name, task, "float")
+    if distinct < 2:
+        raise SchemaError(
+            f"the target {name!r} has one class only; a classifier needs two.",
+            hint="Load rows of a longer time.",
+        )
+    if dtype == "float":
+        raise SchemaError(f"the target {name!r} is not whole numbers, so it has no classes.")
+    if task == "binary" and distinct != 2:
+        raise SchemaError(f"the target {name!r} has {distinct} classes; a binary task has two.")
+    cast = {"int": int, "bool": bool, "str": str}[dtype]
+    classes = sorted({cast(value) for value in filled})
+    texts = tuple(str(c).lower() if dtype == "bool" else str(c) for c in classes)
+    return Target(name, task, dtype, texts)

@@ -1,0 +1,275 @@
+"""Settings: `homeostat.toml` and `HOMEOSTAT_*` variables become one frozen value.
+
+Every field has a default, a unit where it has one, and a description; `homeostat init` writes
+them all as comments, and the documentation's table is made from them. A variable beats the file:
+`HOMEOSTAT_SERVING__PORT=9000` sets `serving.port`.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from tomllib import TOMLDecodeError
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from homeostat.errors import SettingsError
+from homeostat.records import Task
+
+FILE = "homeostat.toml"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def _duration(value: Any) -> Any:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", value)
+        if match is None:
+            raise ValueError("must be a number and one of s, m, h, d, w, for example '7d'")
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    return value
+
+
+def _short(value: timedelta) -> str:
+    seconds = value.total_seconds()
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % _UNITS[unit] == 0:
+            return f"{int(seconds // _UNITS[unit])}{unit}"
+    return f"{seconds:g}s"
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(_short)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _lifted(value: Any) -> Any:
+    # TOML has no null.
+    return None if value == "none" else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Project(_Section):
+    """What the model is about."""
+
+    name: str = Field("homeostat", description="Shown in reports, alerts and MLflow.")
+    target: str = Field("target", description="Column that load() returns and the model predicts.")
+    time: str = Field("occurred_at", description="Column of the event time in load().")
+    task: Task | None = Field(
+        None, description="binary, multiclass or regression; inferred from the target if unset."
+    )
+    timezone: str | None = Field(
+        None, description="Zone in which naive times of load() are read; unset: they are refused."
+    )
+    exclude: tuple[str, ...] = Field((), description="Columns of load() that are no features.")
+    seed: int = Field(0, ge=0, description="Of every random draw; recorded in each release.")
+
+    def model_post_init(self, context: Any) -> None:
+        if self.timezone is not None and self.timezone not in available_timezones():
+            raise ValueError(f"project.timezone {self.timezone!r} is no IANA time zone")
+
+    @property
+    def zone(self) -> ZoneInfo | None:
+        return ZoneInfo(self.timezone) if self.timezone else None
+
+
+class Key(_Section):
+    """One API key; only its hash is stored."""
+
+    name: str = Field(description="Who holds it; shown in logs.")
+    role: Literal["predict", "feedback", "admin"] = Field(description="What it may do.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the key, in hex.")
+
+
+class Serving(_Section):
+    """The HTTP service."""
+
+    host: str = Field("127.0.0.1", description="Address that `homeostat serve` listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port that `homeostat serve` listens on.")
+    workers: int = Field(1, ge=1, description="Server processes.")
+    max_body: int = Field(
+        10_000_000, ge=1, description="Largest request body, bytes; larger ones get 413."
+    )
+    max_rows: int = Field(10_000, ge=1, description="Most rows in one request; more get 413.")
+    max_skew: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+        timedelta(hours=1),
+        description="How far occurred_at may lie from the server's clock; 'none' lifts the bound.",
+    )
+    watch: Duration = Field(
+        timedelta(seconds=0.5), description="How often the server looks for a new release."
+    )
+    insecure: bool = Field(
+        False, description="Answer without keys on addresses that are not loopback."
+    )
+    keys: tuple[Key, ...] = Field((), description="API keys; `homeostat key` makes one.")
+
+
+class Labels(_Section):
+    """How labels come."""
+
+    delay: Duration = Field(
+        timedelta(0),
+        description="Age at which nearly all rows (95 %) have their label. Younger rows are not "
+        "judged, since early labels are a biased sample.",
+    )
+
+
+class Monitor(_Section):
+    """What is looked at, and how closely."""
+
+    window: Duration = Field(timedelta(days=7), description="Length of the current window.")
+    block: Duration = Field(
+        timedelta(days=1), description="Rows within one block are taken as alike, not independent."
+    )
+    min_rows: int = Field(30, ge=1, description="Fewer rows in a window: insufficient_data.")
+    alpha: float = Field(
+        0.01, gt=0, lt=1, description="False alarms allowed per window, over all columns."
+    )
+    min_effect: Share = Field(0.1, description="Smaller distances are never called drift.")
+    detector: Literal["homeostat", "evidently"] = Field(
+        "homeostat", description="Whose verdict decides; the other one is reported beside it."
+    )
+    sample: int = Field(
+        2_000, ge=100, description="Rows of reference and of current that Evidently is handed."
+    )
+
+
+class Training(_Section):
+    """How challengers are fitted."""
+
+    script: Path = Field(Path("src/training/train.py"), description="Holds load() and fit(frame).")
+    timeout: Duration = Field(timedelta(hours=1), description="A fit that takes longer is ended.")
+    memory: int = Field(
+        8_192, ge=256, description="Address space that a fit may use, MiB (Linux only)."
+    )
+    threads: int = Field(
+        1, ge=1, description="OpenMP threads of a fit; more of them stall a server beside it."
+    )
+    min_rows: int = Field(200, ge=10, description="Fewer labelled rows: no training.")
+
+
+class Gate(_Section):
+    """When a challenger is good enough."""
+
+    window: Duration = Field(
+        timedelta(days=7), description="Newest labelled rows, kept from training, that judge."
+    )
+    min_rows: int = Field(100, ge=2, description="Fewer rows: the champion stays.")
+    min_blocks: int = Field(
+        5, ge=2, description="Fewer blocks (monitor.block): the champion stays."
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="Of the one-sided bound that must exclude harm."
+    )
+    delta: Share = Field(
+        0.002, description="Harm that the bound need not exclude, as a share of the loss."
+    )
+
+
+class Decide(_Section):
+    """When something is done about it."""
+
+    mode: Literal["observe", "auto"] = Field(
+        "auto", description="observe: decide and record, but never train."
+    )
+    cooldown: Duration = Field(
+        timedelta(days=28), description="Least time between two trainings of the loop's own accord."
+    )
+
+
+class Tracking(_Section):
+    """MLflow."""
+
+    enabled: bool = Field(True, description="Off as well where the variable CI is true.")
+    uri: str = Field(
+        "sqlite:///.homeostat/mlflow.db",
+        description="MLflow tracking URI; relative to the project.",
+    )
+    timeout: Duration = Field(
+        timedelta(minutes=2), description="After which one record is given up."
+    )
+
+
+class Alerts(_Section):
+    """Who is told."""
+
+    urls: tuple[str, ...] = Field((), description="Apprise URLs; needs the extra `alerts`.")
+
+
+class Run(_Section):
+    """The loop on its schedule."""
+
+    every: Duration = Field(timedelta(days=1), description="How often `homeostat run` steps.")
+
+
+class Settings(BaseSettings):
+    """All settings of one project, and where its folder is."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="HOMEOSTAT_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    root: Path = Field(Path(), exclude=True, description="The project's folder.")
+    project: Project = Project()
+    serving: Serving = Serving()
+    labels: Labels = Labels()
+    monitor: Monitor = Monitor()
+    training: Training = Training()
+    gate: Gate = Gate()
+    decide: Decide = Decide()
+    tracking: Tracking = Tracking()
+    alerts: Alerts = Alerts()
+    run: Run = Run()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (env_settings, init_settings)
+
+    def path(self, *parts: str) -> Path:
+        return self.root.joinpath(*parts)
+
+
+def read(root: Path | str = ".", **overrides: Any) -> Settings:
+    """The settings of the project in `root`; a missing file means all defaults.
+
+    Raises SettingsError that names the field, what it holds, and what it should.
+    """
+    root = Path(root).resolve()
+    file = root / FILE
+    try:
+        source = TomlConfigSettingsSource(Settings, file) if file.is_file() else dict
+        return Settings(**{**source(), **overrides, "root": root})
+    except TOMLDecodeError as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}.") from error
+    except ValidationError as error:
+        raise SettingsError(_explain(error), hint=f"See {file}.") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per wrong field. The input is left out: it may be a secret."""
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False):
+        name = ".".join(map(str, problem["loc"])) or "settings"
+        lines.append(f"{name}: {problem['msg']}")
+    return "; ".join(lines) + "."
