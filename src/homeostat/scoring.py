@@ -1,0 +1,145 @@
+"""Scores of a model: from features to predictions and probabilities, the same way everywhere.
+
+A `Scorer` joins an estimator with its schema and, where there is one, a calibrator. The server,
+the gate and the replay all score through it, so that what was judged is what is served.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from homeostat.errors import SchemaError
+from homeostat.schema import Schema, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float64]
+
+CLIP = 1e-15  # probabilities are kept this far from 0 and 1 before a logarithm
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrator:
+    """A map over a model's output, one scale for all and one shift per output.
+
+    Binary: sigmoid(scale · logit(p) + shift[0]). Multiclass: softmax(scale · log p + shift).
+    Regression: scale · y + shift[0]. The identity has scale 1 and shifts 0.
+    """
+
+    scale: float
+    shift: tuple[float, ...]
+
+    def to_json(self) -> bytes:
+        return json.dumps({"format": 1, **asdict(self)}, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Calibrator:
+        raw = json.loads(text)
+        if raw.get("format") != 1:
+            raise SchemaError(f"the calibrator has format {raw.get('format')!r}, not 1.")
+        return cls(raw["scale"], tuple(raw["shift"]))
+
+    def apply(self, output: Floats, target: Target) -> Floats:
+        """`output` is shape (rows,) for binary and regression, (rows, classes) for multiclass."""
+        if target.task == "regression":
+            return self.scale * output + self.shift[0]
+        clipped = np.clip(output, CLIP, 1 - CLIP)
+        if target.task == "binary":
+            logit = np.log(clipped) - np.log1p(-clipped)
+            return 1 / (1 + np.exp(-(self.scale * logit + self.shift[0])))
+        scores = self.scale * np.log(clipped) + np.asarray(self.shift)
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return np.asarray(scores / scores.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """An estimator with the scikit-learn protocol, its schema, and an optional calibrator."""
+
+    estimator: Any
+    schema: Schema
+    calibrator: Calibrator | None = None
+
+    def output(self, features: pa.Table) -> Floats:
+        """The calibrated output for each row: P(positive class), shape (rows,), of a binary
+        model; the probabilities, shape (rows, classes), of a multiclass one; the value, shape
+        (rows,), of a regression. Raises SchemaError when the model yields anything not finite.
+        """
+        target = self.schema.target
+        frame = self.schema.frame(features)
+        if target.task == "regression":
+            raw = np.asarray(self.estimator.predict(frame), dtype=float).reshape(len(frame))
+        else:
+            raw = self._probabilities(frame, target)
+        if not np.isfinite(raw).all():
+            raise SchemaError("the model yields values that are not finite.")
+        return raw if self.calibrator is None else self.calibrator.apply(raw, target)
+
+    def _probabilities(self, frame: Any, target: Target) -> Floats:
+        """Columns in the order of the schema's classes, 0 for classes the model never saw."""
+        raw = np.asarray(self.estimator.predict_proba(frame), dtype=float)
+        places = {target.text(_plain(c)): i for i, c in enumerate(self.estimator.classes_)}
+        ordered = np.zeros((len(frame), len(target.classes)))
+        for column, name in enumerate(target.classes):
+            if name in places:
+                ordered[:, column] = raw[:, places[name]]
+        return np.ascontiguousarray(ordered[:, 1]) if target.task == "binary" else ordered
+
+    def score(self, features: pa.Table) -> pa.Table:
+        """`prediction` (text), `probability` and `probabilities` (JSON), one row per row."""
+        return tabulate(self.output(features), self.schema.target)
+
+
+def _plain(value: Any) -> object:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def tabulate(output: Floats, target: Target) -> pa.Table:
+    """The journal's three columns of a prediction from a scorer's output."""
+    if target.task == "regression":
+        prediction = [repr(float(value)) for value in output]
+    else:
+        best = output > 0.5 if target.task == "binary" else output.argmax(axis=1)
+        prediction = [target.classes[place] for place in best.astype(int)]
+    nothing = [None] * len(output)
+    texts = [json.dumps(row) for row in output.tolist()] if target.task == "multiclass" else nothing
+    probability = output if target.task == "binary" else nothing
+    return pa.table(
+        {
+            "prediction": pa.array(prediction, pa.string()),
+            "probability": pa.array(probability, pa.float64()),
+            "probabilities": pa.array(texts, pa.string()),
+        }
+    )
+
+
+def outputs(rows: pa.Table, target: Target) -> Floats:
+    """The inverse of `tabulate`: a scorer's output from the journal's columns."""
+    if target.task == "regression":
+        return np.asarray(rows.column("prediction").cast(pa.float64()).to_numpy())
+    if target.task == "binary":
+        return np.asarray(rows.column("probability").to_numpy())
+    return np.asarray([json.loads(text) for text in rows.column("probabilities").to_pylist()])
+
+
+def losses(output: Floats, labels: NDArray[Any], target: Target) -> Floats:
+    """The loss of each row, shape (rows,).
+
+    Log loss −log p(label), natural logarithm, p clipped to [1e-15, 1 − 1e-15], for classes;
+    squared error for numbers (the RMSE is the root of its mean). `labels` as `Schema.labels`.
+    """
+    if target.task == "regression":
+        return np.asarray((output - labels) ** 2)
+    places: dict[Any, int] = {target.value(text): i for i, text in enumerate(target.classes)}
+    index = np.asarray([places[label] for label in labels.tolist()], dtype=int)
+    if target.task == "binary":
+        p = np.where(index == 1, output, 1 - output)
+    else:
+        p = output[np.arange(len(index)), index]
+    return np.asarray(-np.log(np.clip(p, CLIP, 1 - CLIP)))
