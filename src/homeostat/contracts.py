@@ -157,7 +157,17 @@ class Trainer(Protocol):
     """The user's code, run in a child."""
 
     def load(self) -> pa.Table | None:
-        """What the user's `load()` returns: features, target, time; None without such code."""
+        """What the user's `load()` returns, checked: its columns, the target under its own name,
+        `prediction_id`, `occurred_at`, `labelled_at`; None without such code.
+        """
+        ...
+
+    def schema_of(self, loaded: pa.Table) -> Schema:
+        """The schema of what `load` gave. Raises `SchemaError`."""
+        ...
+
+    def rows_of(self, loaded: pa.Table, schema: Schema, at: datetime) -> pa.Table:
+        """The same rows as the journal takes them: `Schema.journal`, `label`, `labelled_at`."""
         ...
 
     def fit(
@@ -172,8 +182,10 @@ class Trainer(Protocol):
         """Fit on exactly these labelled rows. Raises `TrainingError` or `EngineError`."""
         ...
 
-    def score(self, model: bytes, rows: pa.Table, schema: Schema) -> pa.Table:
-        """`prediction` and `probability` or `probabilities` for each row, in order."""
+    def score(
+        self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None
+    ) -> pa.Table:
+        """`prediction`, `probability` and `probabilities` of each row, in order."""
         ...
 
 

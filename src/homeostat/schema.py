@@ -161,6 +161,14 @@ class Schema:
             ),
         )
 
+    def learned_from(self, rows: pa.Table) -> Schema:
+        """The same columns and target, with edges, levels and examples of these rows."""
+        learned = (
+            _learned(feature, rows.column(feature.name).drop_null().to_pandas())
+            for feature in self.features
+        )
+        return replace(self, features=tuple(learned))
+
     def check(self, rows: Sequence[Mapping[str, Json]]) -> dict[str, list[Any]]:
         """Columns of checked values from JSON objects, features only, in the schema's order.
 
@@ -313,40 +321,49 @@ def infer(
 
 
 def _feature(name: str, column: pd.Series[Any]) -> Feature:
-    import numpy as np
+    """The feature that a column of a frame is; the kind decides how it is learned."""
     from pandas.api import types
 
     filled = column.dropna()
-    if types.is_bool_dtype(filled) or (len(filled) and all(type(v) is bool for v in filled[:1000])):
-        return Feature(name, "boolean", example=bool(filled.iloc[0]) if len(filled) else None)
+    if types.is_bool_dtype(filled) or (len(filled) and all(type(v) is bool for v in filled)):
+        return _learned(Feature(name, "boolean"), filled)
     if types.is_numeric_dtype(column):
-        values = filled.to_numpy(dtype=float)
-        values = values[np.isfinite(values)]
-        if not len(values):
-            return Feature(name, "number")
-        grid = np.linspace(0, 1, MAX_BINS + 1)[1:-1]
-        edges = np.unique(np.quantile(values, grid, method="inverted_cdf"))
-        middle = float(np.quantile(values, 0.5, method="inverted_cdf"))
-        return Feature(name, "number", edges=tuple(map(float, edges)), example=middle)
+        return _learned(Feature(name, "number"), filled)
     if types.is_datetime64_any_dtype(column) or types.is_timedelta64_dtype(column):
         raise SchemaError(
             f"the feature {name!r} is a point or length of time.",
             hint="Turn it into numbers in load(), or exclude it.",
         )
-    if len(filled) and not all(isinstance(value, str) for value in filled):
+    if not all(isinstance(value, str) for value in filled):
         raise SchemaError(
             f"the feature {name!r} mixes types; a category must be text throughout.",
             hint=f"Convert it in load(): frame[{name!r}].astype('str').",
         )
-    counts = filled.astype("str").value_counts()
-    ranked = sorted(counts.items(), key=lambda item: (-int(item[1]), str(item[0])))
-    levels = tuple(str(level) for level, _ in ranked[:MAX_LEVELS])
-    return Feature(
-        name,
-        "category",
-        levels=levels,
+    return _learned(Feature(name, "category"), filled)
+
+
+def _learned(feature: Feature, filled: pd.Series[Any]) -> Feature:
+    """The feature with edges, levels and example of its values, none of which is null."""
+    import numpy as np
+
+    if feature.kind == "boolean":
+        return replace(feature, example=bool(filled.iloc[0]) if len(filled) else None)
+    if feature.kind == "number":
+        values = filled.to_numpy(dtype=float)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return replace(feature, edges=(), example=None)
+        grid = np.linspace(0, 1, MAX_BINS + 1)[1:-1]
+        edges = np.unique(np.quantile(values, grid, method="inverted_cdf"))
+        middle = float(np.quantile(values, 0.5, method="inverted_cdf"))
+        return replace(feature, edges=tuple(edges.tolist()), example=middle)
+    counts = filled.value_counts().items()
+    ranked = [str(level) for level, n in sorted(counts, key=lambda item: (-item[1], str(item[0])))]
+    return replace(
+        feature,
+        levels=tuple(ranked[:MAX_LEVELS]),
         other=len(ranked) > MAX_LEVELS,
-        example=levels[0] if levels else None,
+        example=ranked[0] if ranked else None,
     )
 
 

@@ -1,0 +1,69 @@
+"""Which labelled rows may train a challenger, and which are kept back to judge it.
+
+Takes the labelled rows of the journal and the times that bound them, and gives two tables that
+share no row: everything before the cut-off, and everything after it. No row after the cut-off was
+seen by the champion, by the challenger, or by an earlier look of the gate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from homeostat.records import Window
+from homeostat.schema import TIMESTAMP
+from homeostat.settings import Gate, Training
+
+TICK = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    training: pa.Table  # labelled rows before `window`
+    fresh: pa.Table  # labelled rows within it, seen by no model
+    window: Window
+    problem: str  # one sentence when the rows do not suffice, else empty
+
+
+def before(rows: pa.Table, moment: datetime) -> pa.Table:
+    """The rows whose event time is earlier than `moment`."""
+    return rows.filter(pc.less(rows.column("occurred_at"), pa.scalar(moment, TIMESTAMP)))
+
+
+def hold_out(
+    rows: pa.Table, *, fresh_after: datetime | None, gate: Gate, training: Training
+) -> Holdout:
+    """Keep back the newest rows: `gate.window` of event time, never reaching behind `fresh_after`.
+
+    `rows` are labelled and mature, with at least the column `occurred_at`. `problem` says in one
+    sentence why they do not suffice; the caller must not train then.
+    """
+    if not rows.num_rows:
+        nowhere = fresh_after or datetime.fromisoformat("1970-01-01T00:00:00Z")
+        return Holdout(rows, rows, Window(nowhere, nowhere), "No row has a label yet.")
+    end = pc.max(rows.column("occurred_at")).as_py() + TICK
+    start = end - gate.window
+    if fresh_after is not None:
+        start = min(max(start, fresh_after), end)
+    old = before(rows, start)
+    fresh = rows.filter(pc.greater_equal(rows.column("occurred_at"), pa.scalar(start, TIMESTAMP)))
+    problem = ""
+    if not fresh.num_rows:
+        problem = (
+            f"No labelled row is newer than {start:%Y-%m-%d %H:%M} UTC, up to which rows were "
+            "used already, so nothing could judge a challenger."
+        )
+    elif fresh.num_rows < gate.min_rows:
+        problem = (
+            f"Only {fresh.num_rows} labelled rows are newer than {start:%Y-%m-%d %H:%M} UTC; "
+            f"the gate wants {gate.min_rows} (gate.min_rows)."
+        )
+    elif old.num_rows < training.min_rows:
+        problem = (
+            f"Only {old.num_rows} labelled rows are older than {start:%Y-%m-%d %H:%M} UTC; "
+            f"training wants {training.min_rows} (training.min_rows)."
+        )
+    return Holdout(old, fresh, Window(start, end), problem)

@@ -1,0 +1,428 @@
+"""The loop: the only file that knows the order of things.
+
+`Loop` takes the stores, the user's code and the policy as arguments, so that live operation, the
+demo and a replay are the same code with other parts. Each public method is one turn and gives an
+`Outcome`; whatever fails between journal and gate ends in hold, with the reason in the audit chain.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from homeostat import gate, monitor
+from homeostat.audit import jsonable
+from homeostat.contracts import (
+    Alerts,
+    Audit,
+    Clock,
+    Journal,
+    Policy,
+    Releases,
+    Reporter,
+    Tracker,
+    Trainer,
+    Watcher,
+)
+from homeostat.decide import asked
+from homeostat.errors import HomeostatError, ReleaseError, TrainingError
+from homeostat.holdout import TICK, Holdout, before, hold_out
+from homeostat.profile import Profile
+from homeostat.records import (
+    Action,
+    Candidate,
+    Decision,
+    Evidence,
+    Hurts,
+    Interval,
+    Json,
+    Outcome,
+    Past,
+    Release,
+    State,
+    Verdict,
+    Window,
+)
+from homeostat.schema import Schema
+from homeostat.scoring import losses, outputs
+from homeostat.settings import Settings
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """monitor → decide → train → gate → release; the journal before it, the server after it."""
+
+    settings: Settings
+    clock: Clock
+    journal: Journal
+    releases: Releases
+    audit: Audit
+    trainer: Trainer
+    reporter: Reporter
+    tracker: Tracker
+    alerts: Alerts
+    policy: Policy
+    copy: Callable[[], object]  # makes the champion's copies for people
+    watch: Watcher = lambda outcome: None
+    report: Path | None = None  # the drift report, to be tracked beside a training
+    _subjects: dict[str, monitor.Subject] = field(default_factory=dict, repr=False)
+
+    # --- turns ---
+
+    def step(self, now: datetime | None = None) -> Outcome:
+        """Monitor, decide, and do what was decided."""
+        now = now or self.clock.now()
+        evidence = self._look(now)
+        past = replace(self.audit.past(), last_evidence=evidence)
+        return self._act(self.policy(evidence, past, now), evidence, now)
+
+    def monitor(self, now: datetime | None = None) -> Evidence:
+        """Evidence only; nothing is decided."""
+        now = now or self.clock.now()
+        evidence = self._look(now)
+        self.audit.write("monitored", now, _brief(evidence))
+        return evidence
+
+    def retrain(self, now: datetime | None = None, *, force: bool = False) -> Outcome:
+        """Act on the last status, as `src/training/retrain.py` does; `force` needs no drift."""
+        evidence = self.reporter.last()
+        decision = asked(evidence, self._champion().id, force=force)
+        return self._act(decision, evidence, now or self.clock.now())
+
+    def train(self, now: datetime | None = None) -> Outcome:
+        """The first release; where a champion serves, a challenger that the gate judges."""
+        if self.releases.champion() is not None:
+            return self.retrain(now, force=True)
+        now, began = now or self.clock.now(), time.monotonic()
+        schema = self._import(now, None)
+        rows = self._labelled(now, schema)
+        candidate, verdict = self._first(rows, schema, now)
+        release = self._promote(candidate, verdict, now)
+        decision = Decision(Action.RETRAIN, "first", "There was no champion yet.")
+        return self._done(Outcome(now, decision, None, verdict, release.id, promoted=True), began)
+
+    def roll_back(self, to: str | None = None, now: datetime | None = None) -> Outcome:
+        """Make an earlier release (by default the predecessor) the champion again."""
+        now, began = now or self.clock.now(), time.monotonic()
+        old = self._champion()
+        release = self.releases.roll_back(to)
+        self.audit.write("rolled_back", now, {"from": old.id, "release": release.id})
+        self.copy()
+        reason = f"Asked for: {release.short} serves again, in the place of {old.short}."
+        decision = Decision(Action.ROLL_BACK, "asked", reason)
+        return self._done(Outcome(now, decision, release=release.id, promoted=True), began)
+
+    def recover(self) -> None:
+        """Finish what a killed turn left: the pointer's audit line and the champion's copies."""
+        champion = self.releases.champion()
+        if champion is None:
+            return
+        moves = ("promoted", "rolled_back", "recovered")
+        told = [line["body"]["release"] for line in self.audit.lines() if line["kind"] in moves]
+        if told[-1:] != [champion.id]:
+            self.audit.write("recovered", self.clock.now(), {"release": champion.id})
+        self.copy()
+
+    # --- look ---
+
+    def _look(self, now: datetime) -> Evidence:
+        champion = self._champion()
+        last = self.reporter.last()
+        window = self._window(now)
+        try:
+            subject = self._subject(champion)
+            rows = self.journal.read(window, as_of=now, schema=subject.schema)
+            evidence = monitor.examine(
+                subject,
+                rows.filter(pc.not_equal(rows.column("source"), "load")),
+                window,
+                refused=self.journal.refused(window),
+                last=last,
+                settings=self.settings.monitor,
+                mature_until=now - self.settings.labels.delay,
+                now=now,
+                reporter=self.reporter,
+            )
+        except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
+            evidence = _failed(champion.id, window, last, error, now)
+        self.reporter.status(evidence)
+        if last is None or last.state != evidence.state:
+            self._tell(evidence.state.value, evidence.reason)
+        return evidence
+
+    def _window(self, now: datetime) -> Window:
+        """The newest window of event time: whole blocks, up to the newest served row."""
+        newest = self.journal.newest(source="serve")
+        end = now if newest is None else min(now, newest + TICK)
+        block = self.settings.monitor.block
+        end = EPOCH + -((EPOCH - end) // block) * block
+        return Window(end - self.settings.monitor.window, end)
+
+    def _subject(self, champion: Release) -> monitor.Subject:
+        if champion.id not in self._subjects:
+            self._subjects.clear()
+            held = {
+                name: self.releases.object(champion, name)
+                for name in ("schema", "reference", "reference_sample")
+            }
+            self._subjects[champion.id] = monitor.Subject(
+                release=champion.id,
+                schema=Schema.from_json(held["schema"]),
+                reference=Profile.from_bytes(held["reference"]),
+                sample=pq.read_table(io.BytesIO(held["reference_sample"])),
+                baseline=_baseline(champion),
+            )
+        return self._subjects[champion.id]
+
+    # --- act ---
+
+    def _act(self, decision: Decision, evidence: Evidence | None, now: datetime) -> Outcome:
+        began, champion = time.monotonic(), self._champion()
+        about = _brief(evidence) if evidence else None
+        self.audit.write("decided", now, {"decision": jsonable(decision), "evidence": about})
+        outcome = Outcome(now, decision, evidence, release=champion.id)
+        if decision.action is Action.CALL:
+            self._tell("a human is needed", decision.reason)
+        elif decision.action is Action.RETRAIN:
+            outcome = self._challenge(outcome, champion)
+        return self._done(outcome, began)
+
+    def _challenge(self, outcome: Outcome, champion: Release) -> Outcome:
+        """Train a challenger and let the gate judge it; any failure keeps the champion."""
+        now = outcome.at
+        try:
+            schema = self._import(now, champion)
+            parts = self._split(self._labelled(now, schema), champion)
+            if parts.problem:
+                self.audit.write("held", now, {"reason": parts.problem})
+                return _held(outcome, "no_fresh_labels", parts.problem)
+            candidate = self._fit(parts.training, schema, parts.window.start, now, champion.id)
+            self.audit.write("trained", now, _brief_candidate(candidate))
+            verdict = self._judge(candidate, champion, parts, now)
+            self.audit.write("gate", now, {"promote": verdict.promote, **jsonable(verdict)})
+        except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
+            self.audit.write("training_failed", now, {"reason": _why(error)})
+            self._tell("training failed", _why(error))
+            return _held(outcome, "failed", f"Training failed: {_why(error)}")
+        if not verdict.promote:
+            self.tracker.training(candidate, verdict, None, self.report)
+            return replace(outcome, verdict=verdict)
+        release = self._promote(candidate, verdict, now)
+        return replace(outcome, verdict=verdict, release=release.id, promoted=True)
+
+    def _first(self, rows: pa.Table, schema: Schema, now: datetime) -> tuple[Candidate, Verdict]:
+        """A model of all rows, with the evidence of a sibling that never saw the newest ones."""
+        parts = self._split(rows, None)
+        if parts.problem:
+            verdict = gate.unjudged(parts.problem, parts.window)
+        else:
+            sibling = self._fit(parts.training, schema, parts.window.start, now, None)
+            fitted = Schema.from_json(sibling.objects["schema"])
+            verdict = gate.judge_first(
+                training=fitted.labels(parts.training),
+                labels=fitted.labels(parts.fresh),
+                losses=self._losses(sibling.objects, parts.fresh),
+                task=fitted.target.task,
+                occurred_at=parts.fresh.column("occurred_at").to_numpy(),
+                block=self.settings.monitor.block,
+                window=parts.window,
+            )
+        candidate = self._fit(rows, schema, parts.window.end, now, None)
+        self.audit.write("first", now, _brief_candidate(candidate))
+        return replace(candidate, kind="first"), verdict
+
+    def _fit(
+        self, rows: pa.Table, schema: Schema, cutoff: datetime, now: datetime, parent: str | None
+    ) -> Candidate:
+        if rows.num_rows < self.settings.training.min_rows:
+            raise TrainingError(
+                f"there are {rows.num_rows} labelled rows, training wants "
+                f"{self.settings.training.min_rows}.",
+                hint="Wait for labels, or lower training.min_rows.",
+            )
+        learned = schema.learned_from(rows)
+        return self.trainer.fit(rows, learned, cutoff=cutoff, as_of=now, parent=parent)
+
+    def _judge(
+        self, candidate: Candidate, champion: Release, parts: Holdout, now: datetime
+    ) -> Verdict:
+        held = {name: self.releases.object(champion, name) for name in champion.manifest["objects"]}
+        schema = Schema.from_json(held["schema"])
+        seen = self.journal.read(parts.window, as_of=now, labelled=True, schema=schema)
+        ids = parts.fresh.column("prediction_id")
+        seen = seen.filter(pc.is_in(seen.column("prediction_id"), ids.combine_chunks()))
+        if seen.column("prediction_id") != ids:
+            raise ReleaseError("champion and challenger were not given the same rows.")
+        verdict = gate.judge(
+            occurred_at=parts.fresh.column("occurred_at").to_numpy(),
+            champion=self._losses(held, seen),
+            challenger=self._losses(candidate.objects, parts.fresh),
+            metric="rmse" if schema.target.task == "regression" else "log_loss",
+            gate=self.settings.gate,
+            block=self.settings.monitor.block,
+            window=parts.window,
+            classes=None
+            if schema.target.task == "regression"
+            else pc.count_distinct(parts.fresh.column("label")).as_py(),
+        )
+        if verdict.promote:
+            self._query(candidate)
+        return verdict
+
+    def _losses(self, held: Mapping[str, bytes], rows: pa.Table) -> Any:
+        """Loss of each labelled row by the model in `held`, shape (rows,)."""
+        schema = Schema.from_json(held["schema"])
+        scores = self.trainer.score(held["model"], rows, schema, held.get("calibrator"))
+        return losses(outputs(scores, schema.target), schema.labels(rows), schema.target)
+
+    def _query(self, candidate: Candidate) -> None:
+        """Ask the stored bytes for the golden rows; raises ReleaseError when they differ."""
+        held = candidate.objects
+        golden = pq.read_table(io.BytesIO(held["golden"]))
+        schema = Schema.from_json(held["schema"])
+        scores = self.trainer.score(held["model"], golden, schema, held.get("calibrator"))
+        if scores != golden.select(scores.column_names):
+            raise ReleaseError("the challenger does not answer its golden rows as it did.")
+
+    def _promote(self, candidate: Candidate, verdict: Verdict, now: datetime) -> Release:
+        release = self.releases.add(candidate, verdict, now)
+        try:
+            self.releases.promote(release)
+        except ReleaseError as error:
+            self.audit.write("not_promoted", now, {"release": release.id, "reason": _why(error)})
+            self._tell("not promoted", _why(error))
+            raise
+        self.audit.write(
+            "promoted",
+            now,
+            {
+                "release": release.id,
+                "previous": candidate.parent,
+                "sequence": release.sequence,
+                "reason": verdict.reason,
+            },
+        )
+        self.copy()
+        self.tracker.training(candidate, verdict, release, self.report)
+        self._tell("promoted", f"{release.short} serves now. {verdict.reason}")
+        return release
+
+    # --- rows ---
+
+    def _import(self, now: datetime, champion: Release | None) -> Schema:
+        """Bring what `load()` returns into history; the columns that training will read."""
+        loaded = self.trainer.load()
+        if loaded is not None and loaded.num_rows:
+            schema = self.trainer.schema_of(loaded)
+            self.journal.load(self.trainer.rows_of(loaded, schema, now))
+            return schema
+        if champion is None:
+            raise TrainingError(
+                "there is nothing to train on.",
+                hint=f"Let load() in {self.settings.training.script} return labelled rows.",
+            )
+        return Schema.from_json(self.releases.object(champion, "schema"))
+
+    def _labelled(self, now: datetime, schema: Schema) -> pa.Table:
+        """All labelled rows of the journal that are old enough to be judged."""
+        rows = self.journal.read(as_of=now, labelled=True, schema=schema)
+        return before(rows, now - self.settings.labels.delay)
+
+    def _split(self, rows: pa.Table, champion: Release | None) -> Holdout:
+        looked = self.audit.past().looked_until
+        bounds = [t for t in (champion.cutoff if champion else None, looked) if t is not None]
+        return hold_out(
+            rows,
+            fresh_after=max(bounds) if bounds else None,
+            gate=self.settings.gate,
+            training=self.settings.training,
+        )
+
+    # --- small ---
+
+    def _champion(self) -> Release:
+        champion = self.releases.champion()
+        if champion is None:
+            raise ReleaseError("there is no champion yet.", hint="Run `homeostat train` first.")
+        return champion
+
+    def _done(self, outcome: Outcome, began: float) -> Outcome:
+        outcome = replace(outcome, seconds=time.monotonic() - began)
+        self.watch(outcome)
+        return outcome
+
+    def _tell(self, title: str, body: str) -> None:
+        self.alerts.send(f"{self.settings.project.name}: {title}", body)
+
+
+def _held(outcome: Outcome, trigger: str, reason: str) -> Outcome:
+    decision = replace(outcome.decision, action=Action.HOLD, trigger=trigger, reason=reason)
+    return replace(outcome, decision=decision)
+
+
+def _failed(
+    release: str, window: Window, last: Evidence | None, error: Exception, now: datetime
+) -> Evidence:
+    return Evidence(
+        window=window,
+        release=release,
+        state=State.FAILED,
+        data_drift=last.data_drift if last else False,
+        carried_over=True,
+        hurts=Hurts.UNKNOWN,
+        reason=f"The monitor failed: {_why(error)}",
+        rows=0,
+        labelled=0,
+        refused=0,
+        reference_rows=0,
+        reference_blocks=0,
+        created_at=now,
+    )
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, HomeostatError) else f"{type(error).__name__}: {error}"
+
+
+def _baseline(champion: Release) -> Interval | None:
+    """The champion's loss on the rows that judged it."""
+    verdict = champion.manifest["gate"]
+    if verdict is None or verdict["challenger"] is None:
+        return None
+    return Interval(verdict["challenger"], None, None, verdict["rows"], verdict["blocks"])
+
+
+def _brief(evidence: Evidence) -> dict[str, Json]:
+    drifted = [column.column for column in evidence.columns if column.drifted]
+    return {
+        "state": evidence.state.value,
+        "data_drift": evidence.data_drift,
+        "hurts": evidence.hurts.value,
+        "reason": evidence.reason,
+        "rows": evidence.rows,
+        "labelled": evidence.labelled,
+        "release": evidence.release,
+        "window": jsonable(evidence.window),
+        "drifted": drifted,
+    }
+
+
+def _brief_candidate(candidate: Candidate) -> dict[str, Json]:
+    return {
+        "kind": candidate.kind,
+        "parent": candidate.parent,
+        "seconds": candidate.seconds,
+        "seed": candidate.seed,
+        "training": jsonable(candidate.training),
+    }
