@@ -1,0 +1,223 @@
+"""The audit chain: one line of canonical JSON for everything that happened, each hashing the last.
+
+It takes a kind, a time and a body of plain values, and appends them to one file which the loop
+alone writes. It gives back the lines, what a decision must know of the past, and a walk over the
+chain that names the first line that was altered, removed, inserted or moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from homeostat import files
+from homeostat.errors import AuditError
+from homeostat.records import Json, Past, utc
+
+GENESIS = "0" * 64
+"""What the first line names as the hash of the line before it."""
+
+TRAININGS = frozenset({"trained", "training_failed"})
+"""Kinds of line that count as a training: a failed fit cools down like one that came through."""
+
+_FIELDS = ("seq", "at", "kind", "body", "previous", "hash")
+
+
+def canonical(value: Json) -> bytes:
+    """The one UTF-8 form of a JSON value: keys sorted, no spaces; NaN raises ValueError."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def jsonable(value: Any) -> Json:
+    """`value` as JSON holds it.
+
+    Dataclasses become objects, enums their value, times ISO 8601 in UTC, lengths of time seconds,
+    NumPy scalars and arrays plain numbers and lists, sets sorted lists, and what is not finite
+    null. Raises TypeError for anything else, naming its type, and ValueError for a naive time.
+    """
+    if isinstance(value, Enum):
+        return jsonable(value.value)
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, datetime):
+        return utc(value).isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return _compound(value)
+
+
+def _compound(value: Any) -> Json:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(jsonable(key)): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(jsonable(item) for item in value)
+    if type(value).__module__ == "numpy":  # known by name, so that NumPy need not be imported
+        return jsonable(value.tolist())
+    raise TypeError(f"a {type(value).__name__} has no form in JSON; convert it first.")
+
+
+def _hash(line: Mapping[str, Json]) -> str:
+    rest = {name: value for name, value in line.items() if name != "hash"}
+    return hashlib.sha256(canonical(rest)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What the file held when it was last read."""
+
+    mark: tuple[int, int, int]  # inode, bytes, modification time
+    whole: int  # bytes up to the end of the last complete line
+    lines: tuple[Mapping[str, Json], ...]
+
+
+class ChainAudit:
+    """The audit chain in one JSON-lines file; implements `contracts.Audit`.
+
+    `lines`, `past` and `write` raise AuditError for a complete line that is no line of a chain;
+    only `verify` recomputes the hashes. A torn last line, left by a crash, is ignored in reading
+    and cut by the next write, which records the cut as a line of kind `repaired`.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._read: _Read | None = None
+
+    def write(self, kind: str, at: datetime, body: Mapping[str, Json]) -> None:
+        """Append one line; it is on disk when this returns. Raises AuditError otherwise."""
+        plain = jsonable(body)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            new = not self._file.exists()
+            with self._file.open("ab") as file:
+                read = self._load()
+                torn = file.tell() - read.whole
+                lines = list(read.lines)
+                text = b""
+                if torn:
+                    os.ftruncate(file.fileno(), read.whole)
+                    text += _append(lines, "repaired", at, {"bytes": torn})
+                text += _append(lines, kind, at, plain)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                files.sync(self._file.parent)
+        except OSError as error:
+            self._read = None
+            raise AuditError(
+                f"the audit chain {self._file} cannot be written: {error.strerror}.",
+                hint="Free disk space or mend the permissions; nothing was recorded.",
+            ) from error
+
+    def lines(self) -> Sequence[Mapping[str, Json]]:
+        """All complete lines, oldest first; read again only when the file changed."""
+        return self._load().lines
+
+    def past(self) -> Past:
+        """The last training and the end of the rows that a gate has looked at.
+
+        The very first release sets no cool-down off, so its kind `first` does not count.
+        `last_evidence` stays None: the reporter keeps it.
+        """
+        last_training: datetime | None = None
+        looked_until: datetime | None = None
+        for line in self.lines():
+            if line["kind"] in TRAININGS:
+                last_training = _time(line["at"])
+            elif line["kind"] == "gate":
+                end = _time((line["body"].get("window") or {}).get("end"))
+                if end is not None:
+                    looked_until = end if looked_until is None else max(end, looked_until)
+        return Past(last_training=last_training, looked_until=looked_until)
+
+    def verify(self) -> int:
+        """Walk the chain and return its number of lines.
+
+        Raises AuditError naming the first line whose hash, number or link is wrong. The newest
+        lines cut off whole leave a shorter chain that is valid: compare its last hash with one
+        kept elsewhere.
+        """
+        self._read = None
+        previous = GENESIS
+        lines = self.lines()
+        for number, line in enumerate(lines, start=1):
+            if line["hash"] != _hash(line):
+                raise self._broken(number, "was altered: its hash is not that of its content")
+            if line["seq"] != number or line["previous"] != previous:
+                raise self._broken(
+                    number, f"says it is line {line['seq']}: a line was removed, inserted or moved"
+                )
+            previous = line["hash"]
+        return len(lines)
+
+    def _load(self) -> _Read:
+        try:
+            state = self._file.stat()
+            mark = (state.st_ino, state.st_size, state.st_mtime_ns)
+            if self._read is None or self._read.mark != mark:
+                self._read = self._parse(mark, self._file.read_bytes())
+        except FileNotFoundError:
+            return _Read((0, 0, 0), 0, ())
+        except OSError as error:
+            raise AuditError(
+                f"the audit chain {self._file} cannot be read: {error.strerror}."
+            ) from error
+        return self._read
+
+    def _parse(self, mark: tuple[int, int, int], content: bytes) -> _Read:
+        whole = content.rfind(b"\n") + 1
+        lines = []
+        for number, text in enumerate(content[:whole].splitlines(), start=1):
+            line: Json = None
+            with suppress(ValueError):
+                line = json.loads(text)
+            if not isinstance(line, dict) or sorted(line) != sorted(_FIELDS):
+                raise self._broken(number, "is not a line of an audit chain")
+            if canonical(line) != text:
+                raise self._broken(number, "was altered: it is not in canonical form")
+            lines.append(line)
+        return _Read(mark, whole, tuple(lines))
+
+    def _broken(self, number: int, what: str) -> AuditError:
+        return AuditError(
+            f"{self._file}, line {number}, {what}.",
+            hint="Restore the file from a copy; a chain is never mended by hand.",
+        )
+
+
+def _append(
+    lines: list[Mapping[str, Json]], kind: str, at: datetime, body: Mapping[str, Json]
+) -> bytes:
+    """Add the next line of the chain to `lines`; its bytes."""
+    line = {
+        "seq": len(lines) + 1,
+        "at": utc(at).isoformat(),
+        "kind": kind,
+        "body": body,
+        "previous": lines[-1]["hash"] if lines else GENESIS,
+    }
+    line["hash"] = _hash(line)
+    lines.append(line)
+    return canonical(line) + b"\n"
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
