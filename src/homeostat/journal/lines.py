@@ -1,0 +1,80 @@
+"""Arrow tables as lines of CSV and back, null and the empty string kept apart.
+
+Every value that is there stands in quotes, so that a quote's parity tells where a record ends:
+at the first newline outside quotes. It takes tables or bytes and gives bytes, tables, and the
+offsets at which records end.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import csv
+
+_BLOCK = 1 << 22  # bytes that the parser takes at a time
+_WRITE = csv.WriteOptions(include_header=False, quoting_style="all_valid")
+_PARSE = csv.ParseOptions(newlines_in_values=True)
+
+
+def encode(table: pa.Table) -> bytes:
+    """The rows of `table`, one record each: null is nothing, an empty string is `""`."""
+    sink = pa.BufferOutputStream()
+    csv.write_csv(table, sink, _WRITE)
+    return bytes(sink.getvalue())
+
+
+def header(schema: pa.Schema) -> bytes:
+    """The line that names the columns."""
+    return encode(pa.table({str(i): [name] for i, name in enumerate(schema.names)}))
+
+
+def decode(data: bytes, schema: pa.Schema) -> pa.Table:
+    """The rows in `data`, whole records without a header; raises pa.ArrowInvalid for others."""
+    if not data:
+        return schema.empty_table()
+    try:
+        return _decode(data, schema, min(len(data), _BLOCK))
+    except pa.ArrowInvalid:
+        # A record longer than a block cannot be parsed; one block for all of it can.
+        return _decode(data, schema, len(data))
+
+
+def _decode(data: bytes, schema: pa.Schema, block: int) -> pa.Table:
+    return csv.read_csv(
+        pa.BufferReader(data),
+        csv.ReadOptions(column_names=schema.names, block_size=block),
+        _PARSE,
+        csv.ConvertOptions(
+            column_types=schema,
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+
+
+def complete(data: bytes) -> int:
+    """How many bytes at the start of `data` are whole records."""
+    end = len(data)
+    inside = data.count(b'"') % 2
+    while True:
+        line = data.rfind(b"\n", 0, end) + 1
+        inside ^= data.count(b'"', line, end) % 2
+        if line == 0 or not inside:
+            return line
+        end = line - 1
+
+
+def ends(data: bytes) -> NDArray[np.int64]:
+    """The offset just after each record of `data`."""
+    text = np.frombuffer(data, dtype=np.uint8)
+    inside = np.logical_xor.accumulate(text == ord('"'))
+    return np.flatnonzero((text == ord("\n")) & ~inside) + 1
+
+
+def split(data: bytes) -> list[bytes]:
+    """The records of `data`, each with its newline."""
+    return [data[start:end] for start, end in pairwise([0, *ends(data).tolist()])]
