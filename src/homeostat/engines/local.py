@@ -30,7 +30,8 @@ T = TypeVar("T")
 SECRETS = ("HOMEOSTAT_SIGNING_KEY",)
 """Variables that a child must not see: it runs the user's code."""
 
-QUIET = {
+FIXED = {
+    "PYTHONHASHSEED": "0",  # the order of sets of text must not differ from fit to fit
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_WAIT_POLICY": "passive",
@@ -44,9 +45,18 @@ class LocalEngine:
 
     `timeout` bounds each call, the start of the child included. `memory` is address space in MiB,
     on Linux only, None for no bound. `threads` is what OpenMP and BLAS may use in the child.
+    `section` is the part of the settings that an error names as the place to raise a limit.
     """
 
-    def __init__(self, *, timeout: timedelta, memory: int | None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        timeout: timedelta,
+        memory: int | None,
+        threads: int = 1,
+        section: str = "training",
+    ) -> None:
+        self._section = section
         self._timeout = timeout
         self._memory = memory
         self._threads = threads
@@ -87,7 +97,7 @@ class LocalEngine:
             raise EngineError(
                 f"{_name(function)} took longer than {self._timeout.total_seconds():g} seconds and "
                 "was ended.",
-                hint="Make it faster, or raise training.timeout.",
+                hint=f"Make it faster, or raise {self._section}.timeout.",
             ) from None
         except ShutdownExecutorError:
             raise EngineError(f"{_name(function)} was ended: the engine was closed.") from None
@@ -108,11 +118,11 @@ class LocalEngine:
 
         future: Future[T]
         try:
-            future = self._started().submit(_call, function, args, kwargs)
+            future = self._started().submit(_call, self._section, function, args, kwargs)
         except BrokenProcessPool:
             # The idle child was killed since the last call: nothing of this call was lost.
             self._stop()
-            future = self._started().submit(_call, function, args, kwargs)
+            future = self._started().submit(_call, self._section, function, args, kwargs)
         return future
 
     def _started(self) -> ProcessPoolExecutor:
@@ -125,17 +135,18 @@ class LocalEngine:
             limits = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
             self._executor = ProcessPoolExecutor(
                 max_workers=1,
-                env={**QUIET, **limits, **dict.fromkeys(SECRETS, "")},
+                env={**FIXED, **limits, **dict.fromkeys(SECRETS, "")},
                 initializer=_prepare,
                 initargs=(os.getpid(), self._memory),
             )
         return self._executor
 
     def _died(self, function: Callable[..., object], error: Exception) -> EngineError:
-        limit = f", or its limit of {self._memory} MiB (training.memory)" if self._memory else ""
+        limit = f", or its limit of {self._memory} MiB ({self._section}.memory)"
         return EngineError(
             f"the child process died during {_name(function)}: {_first_line(error)}",
-            hint=f"Most often memory ran out{limit}; a crash in compiled code looks the same.",
+            hint=f"Most often memory ran out{limit if self._memory else ''}; "
+            "a crash in compiled code looks the same.",
         )
 
     def _stop(self) -> None:
@@ -183,7 +194,12 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _call(function: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, object]) -> T:
+def _call(
+    section: str,
+    function: Callable[..., T],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> T:
     """Runs in the child: foreign exceptions become text, for their classes may not travel."""
     try:
         return function(*args, **kwargs)
@@ -192,7 +208,7 @@ def _call(function: Callable[..., T], args: tuple[object, ...], kwargs: dict[str
     except MemoryError:
         raise EngineError(
             f"{_name(function)} ran out of memory.",
-            hint="Use fewer rows or a smaller model, or raise training.memory.",
+            hint=f"Use fewer rows or a smaller model, or raise {section}.memory.",
         ) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - fails closed: raised as EngineError
         lines = "".join(traceback.format_exception(error)).rstrip().splitlines()

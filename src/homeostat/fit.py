@@ -1,0 +1,303 @@
+"""One fit in the child process: the user's `fit(frame)`, and all that a release needs of it.
+
+It takes the training rows, their schema and the user's script; the estimator is pickled with the
+script's own code inside, read back, scored and probed before anything of it is believed.
+It gives the objects of a candidate as bytes, with its parameters, versions and printed output.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import platform
+import random
+import re
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from homeostat.errors import TrainingError
+from homeostat.profile import Profile
+from homeostat.schema import Schema
+from homeostat.scoring import Calibrator, Scorer, outputs, tabulate
+from homeostat.script import called, opened, own_modules
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GOLDEN = 20  # rows that a loaded model must answer as it did here
+SAMPLE = 5_000  # training rows that are kept for people and for Evidently
+LOG = 20_000  # bytes of the user's output that are kept, the last ones
+PARAMS, PARAM = 100, 200  # most parameters, and characters of each
+UNSEEN = "homeostat: a level that training never saw"
+PACKAGES = ("homeostat", "numpy", "pandas", "scikit-learn")
+LEARNERS = ("lightgbm", "xgboost", "catboost")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How to fit; the same job on the same rows gives the same model."""
+
+    script: Path
+    root: Path
+    seed: int
+    block: timedelta  # length of the reference's blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What crosses back from the child; see `Candidate` for the fields."""
+
+    objects: dict[str, bytes]
+    seconds: float
+    params: dict[str, str]
+    versions: dict[str, str]
+    log: str
+
+
+def fit(job: Job, rows: pa.Table, schema: Schema) -> Fitted:
+    """Fit, pickle, read back, probe, and score the rows that the release carries.
+
+    The reference's prediction column holds the model's own answers on its training rows. Raises
+    TrainingError when the script fails or its estimator cannot be released.
+    """
+    with _captured() as output:
+        model, seconds, params = _trained(job, training_frame(rows, schema), schema)
+        # Read back without the script at hand, as a server will.
+        objects = _objects(Scorer(_read_back(model), schema), rows, job)
+        log = _tail(output)
+    return Fitted({"model": model, **objects}, seconds, params, _versions(), log)
+
+
+def _trained(job: Job, frame: pd.DataFrame, schema: Schema) -> tuple[bytes, float, dict[str, str]]:
+    """The pickled estimator, the seconds that the user's `fit` took, and the parameters."""
+    import cloudpickle
+
+    random.seed(job.seed)
+    np.random.seed(job.seed)  # scikit-learn draws from this global state
+    known = set(sys.modules)
+    with opened(job.script, job.root) as module:
+        began = time.monotonic()
+        estimator = called(module, "fit", frame)
+        seconds = time.monotonic() - began
+        _check(estimator, schema)
+        own = own_modules(known, job.root)
+        for part in own:
+            cloudpickle.register_pickle_by_value(part)
+        try:
+            return _pickled(estimator), seconds, _params(estimator)
+        finally:
+            for part in own:
+                cloudpickle.unregister_pickle_by_value(part)
+
+
+def score(model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None) -> pa.Table:
+    """The journal's columns of a prediction for each row, by verified model bytes."""
+    chosen = None if calibrator is None else Calibrator.from_json(calibrator)
+    return Scorer(_unpickled(model), schema, chosen).score(rows)
+
+
+@lru_cache(maxsize=2)
+def _unpickled(model: bytes) -> Any:
+    return pickle.loads(model)  # noqa: S301 - the caller verified the bytes, or made them
+
+
+def training_frame(rows: pa.Table, schema: Schema) -> pd.DataFrame:
+    """What the user's `fit` gets: the features, and the target under its name in its own type."""
+    import pandas as pd
+
+    frame = schema.frame(rows)
+    labels = schema.labels(rows)
+    text = schema.target.task != "regression" and schema.target.dtype == "str"
+    frame[schema.target.name] = pd.array(labels, dtype="str") if text else labels
+    return frame
+
+
+def _check(estimator: Any, schema: Schema) -> None:
+    needed = ["predict"] if schema.target.task == "regression" else ["predict", "predict_proba"]
+    missing = [name for name in needed if not callable(getattr(estimator, name, None))]
+    if missing:
+        raise TrainingError(
+            f"fit() returned {type(estimator).__name__}, which has no {' and no '.join(missing)}.",
+            hint="Return a fitted estimator with scikit-learn's methods.",
+        )
+
+
+def _pickled(estimator: Any) -> bytes:
+    import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(estimator))
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+        raise TrainingError(
+            f"the estimator cannot be pickled: {type(error).__name__}: {error}",
+            hint="Keep locks, files, generators and connections out of it.",
+        ) from error
+
+
+def _read_back(model: bytes) -> Any:
+    try:
+        return pickle.loads(model)  # noqa: S301 - these bytes were made by this process just now
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"the pickled estimator cannot be read back: {type(error).__name__}: {error}",
+            hint="Define its classes in the training script or in an installed package.",
+        ) from error
+
+
+def _objects(scorer: Scorer, rows: pa.Table, job: Job) -> dict[str, bytes]:
+    schema = scorer.schema
+    features = rows.select(list(schema.names))
+    try:
+        scored = tabulate(_output(scorer, features), schema.target)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"the estimator cannot score its own training rows: {type(error).__name__}: {error}",
+            hint="Is it fitted, and does predict take the frame that fit() got, less the target?",
+        ) from error
+    draw = np.random.default_rng(job.seed)
+    golden = features.take(_sampled(draw, rows.num_rows, GOLDEN))
+    _refuse_unseen(scorer, golden)
+    final = schema.without_nulls_in(_null_averse(scorer, golden))
+    sample = _sampled(draw, rows.num_rows, SAMPLE)
+    kept = _beside(_beside(features, scored), rows.select(["label"])).take(sample)
+    return {
+        "schema": final.to_json().encode(),
+        "reference": _reference(rows, scored, final, job.block).to_bytes(),
+        "reference_sample": _parquet(kept),
+        "golden": _parquet(_beside(golden, scorer.score(golden))),
+    }
+
+
+def _output(scorer: Scorer, features: pa.Table) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return scorer.output(features)
+
+
+def _null_averse(scorer: Scorer, golden: pa.Table) -> list[str]:
+    """The features in which the model does not take null."""
+    averse = []
+    for feature in scorer.schema.features:
+        nulls = pa.nulls(golden.num_rows, feature.arrow)
+        if not _survives(scorer, _with(golden, feature.name, nulls)):
+            averse.append(feature.name)
+    return averse
+
+
+def _refuse_unseen(scorer: Scorer, golden: pa.Table) -> None:
+    for feature in scorer.schema.features:
+        if feature.kind == "category":
+            unseen = pa.array([UNSEEN] * golden.num_rows)
+            if not _survives(scorer, _with(golden, feature.name, unseen)):
+                raise TrainingError(
+                    f"the estimator fails on a level of {feature.name!r} that training never saw.",
+                    hint="Use OneHotEncoder(handle_unknown='ignore'), or OrdinalEncoder("
+                    "handle_unknown='use_encoded_value', unknown_value=-1).",
+                )
+
+
+def _survives(scorer: Scorer, features: pa.Table) -> bool:
+    try:
+        _output(scorer, features)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - any failure means that the model does not take such rows
+        return False
+    return True
+
+
+def _with(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def _beside(left: pa.Table, right: pa.Table) -> pa.Table:
+    for name in right.column_names:
+        left = left.append_column(name, right.column(name))
+    return left
+
+
+def _sampled(draw: np.random.Generator, rows: int, size: int) -> Any:
+    """Row numbers, ascending: at most `size`, drawn without replacement."""
+    return np.sort(draw.choice(rows, min(size, rows), replace=False))
+
+
+def _reference(rows: pa.Table, scored: pa.Table, schema: Schema, block: timedelta) -> Profile:
+    edges: tuple[float, ...] = ()
+    if schema.target.task == "regression":
+        shares = np.linspace(0, 1, 21)[1:-1]
+        values = outputs(scored, schema.target)
+        edges = tuple(np.unique(np.quantile(values, shares, method="inverted_cdf")).tolist())
+    columns = rows.select(["occurred_at", *schema.names])
+    return Profile.of(_beside(columns, scored), schema, block=block, output_edges=edges)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table.combine_chunks(), buffer)
+    return buffer.getvalue()
+
+
+def _params(estimator: Any) -> dict[str, str]:
+    """The estimator's parameters as text, without memory addresses, which differ every time."""
+    try:
+        given = estimator.get_params()
+    except Exception:  # noqa: BLE001 - parameters are for people; a model without them is sound
+        return {"estimator": type(estimator).__name__}
+    params = {"estimator": type(estimator).__name__}
+    for name in sorted(given)[: PARAMS - 1]:
+        text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(given[name]).split()))
+        params[name] = text if len(text) <= PARAM else text[: PARAM - 1] + "…"
+    return params
+
+
+def _versions() -> dict[str, str]:
+    learners = [name for name in LEARNERS if name in sys.modules]
+    versions = {"python": platform.python_version()}
+    for name in (*PACKAGES, *learners):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+@contextmanager
+def _captured() -> Iterator[BinaryIO]:
+    """Standard output and error of Python and of compiled code, into a file."""
+    with tempfile.TemporaryFile() as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = os.dup(1), os.dup(2)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield file
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for place, descriptor in enumerate(kept, start=1):
+                os.dup2(descriptor, place)
+                os.close(descriptor)
+
+
+def _tail(file: BinaryIO) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - LOG))
+    return file.read().decode(errors="replace")

@@ -1,0 +1,172 @@
+"""Training: the user's `load()` and `fit(frame)` become checked rows and a candidate.
+
+It takes an engine, which runs foreign code in a child under limits, and the user's script.
+It gives rows in the journal's form and candidates in bytes; nothing is unpickled in this process.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from homeostat import fit, script
+from homeostat.contracts import Engine
+from homeostat.errors import SchemaError, TrainingError
+from homeostat.records import Candidate, TrainingRows
+from homeostat.rowhash import frame_hash
+from homeostat.schema import SYSTEM, TIMESTAMP, Schema, Target, infer
+from homeostat.settings import Project, Training
+
+__all__ = ["ScriptTrainer", "frame_hash"]
+
+DAY = timedelta(days=1)
+
+
+class ScriptTrainer:
+    """A `Trainer` that runs the script at the path `script`.
+
+    The project's folder is the one that `training.script` is relative to, or the script's own
+    where that path is absolute. `block` is the length of the blocks of a candidate's reference.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        script: Path,
+        project: Project,
+        training: Training,
+        block: timedelta = DAY,
+    ) -> None:
+        self._engine = engine
+        self._script = script.resolve()
+        self._project = project
+        self._training = training
+        self._block = block
+        relative = training.script
+        depth = 0 if relative.is_absolute() else len(relative.parts) - 1
+        self._root = self._script.parents[depth]
+
+    def load(self) -> pa.Table | None:
+        """What `load()` returns, checked: features, the target under its own name,
+        `prediction_id`, `occurred_at`, `labelled_at`; None without script or function.
+
+        Raises TrainingError or EngineError when the code fails, SchemaError when its frame lacks
+        something.
+        """
+        if not self._script.is_file():
+            return None
+        return self._engine.run(script.load, self._script, self._root, self._project)
+
+    def schema_of(self, loaded: pa.Table) -> Schema:
+        """The schema of what `load` gave. Raises SchemaError."""
+        return infer(
+            loaded.to_pandas(),
+            target=self._project.target,
+            task=self._project.task,
+            exclude=self._project.exclude,
+        )
+
+    def rows_of(self, loaded: pa.Table, schema: Schema, at: datetime) -> pa.Table:
+        """What `load` gave as the journal takes it: `Schema.journal`, `label` as text or null,
+        `labelled_at`; `at` is when the rows are recorded. Raises SchemaError.
+        """
+        count = loaded.num_rows
+        known = {
+            "prediction_id": loaded.column("prediction_id"),
+            "occurred_at": loaded.column("occurred_at"),
+            "recorded_at": pa.repeat(pa.scalar(at, TIMESTAMP), count),
+            "source": pa.repeat(pa.scalar("load"), count),
+        }
+        columns = {name: known.get(name, pa.nulls(count, kind)) for name, kind in SYSTEM.items()}
+        for feature in schema.features:
+            columns[feature.name] = _cast(loaded.column(feature.name), feature.arrow, feature.name)
+        columns["label"] = _labels(loaded.column(schema.target.name), schema.target)
+        columns["labelled_at"] = loaded.column("labelled_at")
+        return pa.table(columns)
+
+    def fit(
+        self,
+        rows: pa.Table,
+        schema: Schema,
+        *,
+        cutoff: datetime,
+        as_of: datetime,
+        parent: str | None,
+    ) -> Candidate:
+        """A candidate fitted on exactly these labelled rows, in the order of time and id.
+
+        Raises TrainingError when the rows do not suffice or the script yields no estimator that
+        can be released, EngineError when the child dies or passes a limit.
+        """
+        rows = rows.sort_by([("occurred_at", "ascending"), ("prediction_id", "ascending")])
+        self._check(rows, schema, cutoff)
+        job = fit.Job(self._script, self._root, self._project.seed, self._block)
+        fitted = self._engine.run(fit.fit, job, rows, schema)
+        return Candidate(
+            kind="first" if parent is None else "retrain",
+            parent=parent,
+            objects=fitted.objects,
+            training=TrainingRows(
+                rows=rows.num_rows,
+                start=rows.column("occurred_at")[0].as_py(),
+                cutoff=cutoff,
+                as_of=as_of,
+                sha256=frame_hash(rows, schema),
+            ),
+            seconds=fitted.seconds,
+            params=fitted.params,
+            versions=fitted.versions,
+            seed=self._project.seed,
+            log=fitted.log,
+        )
+
+    def score(
+        self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None
+    ) -> pa.Table:
+        """`prediction`, `probability` and `probabilities` of each row, in order.
+
+        `model` must have been verified: the child unpickles it. Raises EngineError or SchemaError.
+        """
+        return self._engine.run(
+            fit.score, model, rows.select(list(schema.names)), schema, calibrator
+        )
+
+    def _check(self, rows: pa.Table, schema: Schema, cutoff: datetime) -> None:
+        if not self._script.is_file():
+            raise TrainingError(
+                f"there is no training script at {self._script}.", hint="Set training.script."
+            )
+        if rows.num_rows < self._training.min_rows:
+            raise TrainingError(
+                f"{rows.num_rows} labelled rows are too few to train on; "
+                f"training.min_rows is {self._training.min_rows}.",
+                hint="Wait for more labels, or lower it.",
+            )
+        late = pc.sum(pc.greater_equal(rows.column("occurred_at"), pa.scalar(cutoff, TIMESTAMP)))
+        if late.as_py():
+            raise TrainingError(f"{late} training rows are not older than the cut-off {cutoff}.")
+        if rows.column("label").null_count:
+            raise TrainingError(f"{rows.column('label').null_count} training rows have no label.")
+        if schema.target.task != "regression" and len(rows.column("label").unique()) == 1:
+            raise TrainingError(
+                f"all {rows.num_rows} training rows have the same {schema.target.name!r}.",
+                hint="A classifier needs two classes: wait for rows of another one.",
+            )
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(kind, safe=False)
+    except pa.ArrowException as error:
+        raise SchemaError(f"the column {name!r} holds {column.type}, not {kind}.") from error
+
+
+def _labels(column: pa.ChunkedArray, target: Target) -> pa.ChunkedArray:
+    """Labels as text, null where there is none; each distinct value is converted once."""
+    coded = column.combine_chunks().dictionary_encode()
+    texts = [target.text(value) for value in coded.dictionary.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string()).take(coded.indices)])
