@@ -34,6 +34,10 @@ class SettingsError(HomeostatError):
     """`homeostat.toml` or a `HOMEOSTAT_*` variable does not hold what it should."""
 
 
+class ProjectError(HomeostatError):
+    """A project cannot be made in this folder, or not from this data file."""
+
+
 class SchemaError(HomeostatError):
     """A frame or table does not fit the model's schema, or no schema can be inferred from it."""
 
