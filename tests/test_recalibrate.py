@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from homeostat.errors import TrainingError
+from homeostat.recalibrate import fit_calibrator
+from homeostat.schema import Target
+from homeostat.scoring import losses
+
+BINARY = Target("y", "binary", "bool", ("false", "true"))
+MULTI = Target("y", "multiclass", "str", ("a", "b", "c"))
+NUMBER = Target("y", "regression", "float")
+
+
+def binary(seed=0, rows=2_000):
+    """Outputs whose logits are half as steep and one too low."""
+    draw = np.random.default_rng(seed)
+    logit = draw.normal(size=rows)
+    labels = draw.random(rows) < 1 / (1 + np.exp(-(2 * logit + 1)))
+    return 1 / (1 + np.exp(-logit)), labels
+
+
+def multiclass(seed=0, rows=2_000):
+    draw = np.random.default_rng(seed)
+    logs = draw.normal(size=(rows, 3))
+    labels = (2 * logs + [0.5, 0, -0.5] + draw.gumbel(size=(rows, 3))).argmax(axis=1)
+    p = np.exp(logs)
+    return p / p.sum(axis=1, keepdims=True), np.asarray(MULTI.classes, dtype=object)[labels]
+
+
+def test_a_binary_map_is_that_of_logistic_regression():
+    output, labels = binary()
+    fitted = fit_calibrator(output, labels, BINARY, ridge=1e-9)
+    logit = np.log(output / (1 - output)).reshape(-1, 1)
+    peer = LogisticRegression(C=np.inf, tol=1e-10).fit(logit, labels)
+    assert fitted.scale == pytest.approx(peer.coef_[0, 0], rel=1e-4)
+    assert fitted.shift == pytest.approx(peer.intercept_, rel=1e-4)
+
+
+def test_a_multiclass_map_finds_the_temperature_and_the_biases():
+    output, labels = multiclass(rows=20_000)
+    fitted = fit_calibrator(output, labels, MULTI, ridge=1e-3)
+    assert fitted.scale == pytest.approx(2, abs=0.1)
+    assert np.subtract(fitted.shift[:2], fitted.shift[2]) == pytest.approx([1, 0.5], abs=0.1)
+
+
+def test_a_multiclass_map_cannot_be_bettered_by_a_small_step():
+    output, labels = multiclass()
+    best = fit_calibrator(output, labels, MULTI, ridge=1.0)
+
+    def penalised(scale, shift):
+        mapped = type(best)(scale, tuple(shift)).apply(output, MULTI)
+        away = (scale - 1) ** 2 + sum(s**2 for s in shift)
+        return losses(mapped, labels, MULTI).sum() + away / 2
+
+    least = penalised(best.scale, best.shift)
+    for place in range(4):
+        for step in (-1e-3, 1e-3):
+            theta = [best.scale, *best.shift]
+            theta[place] += step
+            assert penalised(theta[0], theta[1:]) > least
+
+
+def test_a_regression_map_is_that_of_ridge_regression():
+    draw = np.random.default_rng(0)
+    output = draw.normal(3, 2, size=500)
+    labels = 1.5 * output - 2 + draw.normal(size=500)
+    fitted = fit_calibrator(output, labels, NUMBER, ridge=2.0)
+    design = np.column_stack([output, np.ones(500)])
+    peer = Ridge(alpha=2.0 * labels.var(), fit_intercept=False).fit(design, labels - output)
+    assert fitted.scale == pytest.approx(1 + peer.coef_[0])
+    assert fitted.shift[0] == pytest.approx(peer.coef_[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "target"), [(binary, BINARY), (multiclass, MULTI)], ids=["binary", "multiclass"]
+)
+def test_much_ridge_leaves_the_output_as_it_is(make, target):
+    output, labels = make()
+    fitted = fit_calibrator(output, labels, target, ridge=1e9)
+    assert fitted.apply(output, target) == pytest.approx(output, abs=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 60), ridge=st.floats(0.01, 10))
+def test_the_map_never_raises_the_penalised_loss_of_its_rows_and_is_repeatable(seed, rows, ridge):
+    output, labels = binary(seed, rows)
+    fitted = fit_calibrator(output, labels, BINARY, ridge=ridge)
+    mapped = fitted.apply(output, BINARY)
+    away = (fitted.scale - 1) ** 2 + fitted.shift[0] ** 2
+    before = losses(output, labels, BINARY).sum()
+    assert losses(mapped, labels, BINARY).sum() + ridge / 2 * away <= before + 1e-9
+    assert fit_calibrator(output, labels, BINARY, ridge=ridge) == fitted
+
+
+def test_separable_rows_and_certain_outputs_give_finite_maps():
+    output, labels = np.asarray([0.0, 0.0, 1.0, 1.0]), np.asarray([False, False, True, True])
+    fitted = fit_calibrator(output, labels, BINARY, ridge=0.1)
+    assert np.isfinite([fitted.scale, *fitted.shift]).all()
+    wrong = fit_calibrator(output, ~labels, BINARY, ridge=0.1)
+    assert losses(wrong.apply(output, BINARY), ~labels, BINARY).mean() < 5
+
+
+@pytest.mark.parametrize(("rows", "ridge"), [(0, 1.0), (5, 0.0), (5, -1.0)])
+def test_what_has_no_minimum_is_refused(rows, ridge):
+    with pytest.raises(TrainingError):
+        fit_calibrator(np.full(rows, 0.5), np.zeros(rows, dtype=bool), BINARY, ridge=ridge)
