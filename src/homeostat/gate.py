@@ -1,0 +1,261 @@
+"""The gate: whether the challenger is better than the champion, with harm excluded.
+
+It takes the losses of both on the same labelled rows, which neither has seen, and the event time
+of each row. It gives a Verdict and touches nothing; whatever it cannot judge keeps the champion,
+so no data makes it raise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from homeostat.records import Task, Verdict, Window
+from homeostat.schema import Target
+from homeostat.scoring import losses as losses_of
+from homeostat.settings import Gate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float64]
+
+LARGEST = 1e100
+"""A loss beyond it counts as not finite; squares of its sums still fit a 64-bit number."""
+
+TIE = 1e-9
+"""Differences below this share of the champion's loss are rounding, not merit."""
+
+FEWEST = 5
+"""Blocks under which no interval is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """The mean of paired differences and its error, from sums over blocks of rows."""
+
+    mean: float  # over all rows
+    error: float  # standard error of `mean`; infinite with one block
+    rows: int
+    blocks: int
+
+    @classmethod
+    def of(cls, differences: Floats, keys: NDArray[np.int64]) -> Paired:
+        """Rows with the same key form a block. The same rows in any order give the same bits.
+
+        With S_b the sum and n_b the number of differences in block b, n = Σ n_b, m = Σ S_b / n:
+        SE² = B/(B−1) · Σ (S_b − n_b·m)² / n², the cluster-robust variance of an intercept (CR1).
+        Liang and Zeger (1986), Biometrika 73; Cameron and Miller (2015), J. Human Resources 50;
+        the same as the ratio estimator of Cochran (1977), Sampling Techniques, §9A.
+        """
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.diff(keys[order])) + 1
+        parts = np.split(differences[order], starts)
+        sums = [(math.fsum(part.tolist()), len(part)) for part in parts]  # exact, in any order
+        rows, blocks = len(differences), len(parts)
+        mean = math.fsum(total for total, _ in sums) / rows
+        if blocks == 1:
+            return cls(mean, math.inf, rows, blocks)
+        spread = math.fsum((total - count * mean) ** 2 for total, count in sums)
+        return cls(mean, math.sqrt(blocks / (blocks - 1) * spread) / rows, rows, blocks)
+
+    def bound(self, probability: float) -> float:
+        """Mean + t · SE, where t is that quantile of Student's t with B − 1 degrees of freedom."""
+        from scipy import special
+
+        if self.blocks == 1:
+            return math.copysign(math.inf, probability - 0.5)
+        return self.mean + float(special.stdtrit(self.blocks - 1, probability)) * self.error
+
+
+def judge(
+    *,
+    occurred_at: NDArray[Any],
+    champion: Floats,
+    challenger: Floats,
+    metric: str,
+    gate: Gate,
+    block: timedelta,
+    window: Window,
+    classes: int | None = None,
+) -> Verdict:
+    """Whether the challenger replaces the champion.
+
+    `champion` and `challenger` are losses, shape (rows,), of the same rows in the same order, as
+    of `scoring.losses`; `occurred_at` is their event time, datetime64. Rows of one `block` of
+    time are taken as alike. With d = challenger − champion, the challenger is promoted when the
+    mean of d is negative and its one-sided upper bound at `gate.confidence` lies no higher than
+    `gate.delta` times the champion's mean loss. `classes` is how many distinct labels the rows
+    have, None in a regression. With the metric `rmse` the test is on squared errors: `champion`
+    and `challenger` of the verdict are roots, `difference`, `low` and `high` are squared units.
+    """
+    try:
+        times = np.asarray(occurred_at).astype("datetime64[us]")
+        old = np.asarray(champion, dtype=np.float64)
+        new = np.asarray(challenger, dtype=np.float64)
+    except (TypeError, ValueError, ArithmeticError):
+        return unjudged("Losses or times of the rows cannot be read as numbers.", window, metric)
+    unfit = _unfit(times, old, new)
+    if unfit:
+        return replace(unjudged(unfit, window, metric), rows=old.shape[0] if old.ndim else 0)
+    paired = Paired.of(new - old, _blocks(times, block))
+    verdict = _measured(paired, _mean(old), _mean(new), metric, window)
+    few = _few(paired, gate, classes)
+    if few:
+        return replace(verdict, reason=f"{few} The champion stays.")
+    return _ruled(verdict, paired, _mean(old), gate)
+
+
+def judge_first(
+    *,
+    training: NDArray[Any],
+    labels: NDArray[Any],
+    losses: Floats,
+    task: Task,
+    occurred_at: NDArray[Any],
+    block: timedelta,
+    window: Window,
+) -> Verdict:
+    """How the first model does beside the constant prediction; it reports and never refuses.
+
+    `training` are the labels it was fitted on, `labels` those of the judging rows and `losses`
+    its losses on them. The constant is the share of each class in training, or the mean; its loss
+    stands where the champion's would. A model that is worse is released all the same, since there
+    is nothing to serve instead, and the reason says so.
+    """
+    metric = "rmse" if task == "regression" else "log_loss"
+    try:
+        constant = _constant(training, labels, task)
+        times = np.asarray(occurred_at).astype("datetime64[us]")
+        own = np.asarray(losses, dtype=np.float64)
+    except (TypeError, ValueError, ArithmeticError):
+        return _first(unjudged("The first model could not be judged.", window, metric))
+    unfit = _unfit(times, constant, own)
+    if unfit:
+        return _first(unjudged(unfit, window, metric))
+    paired = Paired.of(own - constant, _blocks(times, block))
+    verdict = _measured(paired, _mean(constant), _mean(own), metric, window)
+    name = _NAMES[metric]
+    compared = (
+        f"{name} {verdict.challenger:.4g} against {verdict.champion:.4g} of the constant "
+        f"prediction, on {paired.rows:,} rows in {paired.blocks} blocks."
+    )
+    if paired.mean < 0:
+        return _first(replace(verdict, reason=f"The first model: {compared}"))
+    reason = f"The first model is no better than a constant, released for want of any: {compared}"
+    return _first(replace(verdict, reason=reason))
+
+
+def unjudged(problem: str, window: Window | None, metric: str = "") -> Verdict:
+    """The verdict where nothing could be compared; `problem` is one sentence."""
+    return Verdict(
+        promote=False,
+        reason=problem,
+        metric=metric,
+        champion=None,
+        challenger=None,
+        difference=None,
+        low=None,
+        high=None,
+        rows=0,
+        blocks=0,
+        window=window,
+    )
+
+
+_NAMES = {"log_loss": "log loss", "rmse": "RMSE"}
+
+
+def _first(verdict: Verdict) -> Verdict:
+    return replace(verdict, promote=True)
+
+
+def _unfit(times: NDArray[Any], old: Floats, new: Floats) -> str:
+    """Why nothing can be computed from these arrays; empty when something can."""
+    if not (times.ndim == old.ndim == new.ndim == 1) or not len(times) == len(old) == len(new):
+        return "Champion, challenger and times do not have one value for each row."
+    if not len(old):
+        return "There is no labelled row to judge by."
+    if np.isnat(times).any():
+        return "A row has no event time."
+    for name, values in (("champion", old), ("challenger", new)):
+        if not (np.abs(values) <= LARGEST).all():  # False for NaN as well
+            return f"A loss of the {name} is not a finite number."
+    return ""
+
+
+def _few(paired: Paired, gate: Gate, classes: int | None) -> str:
+    """Why the rows do not suffice to judge; empty when they do."""
+    if paired.rows < gate.min_rows:
+        return f"Only {paired.rows} rows, gate.min_rows asks for {gate.min_rows}."
+    if paired.blocks < max(2, gate.min_blocks):
+        return f"Only {paired.blocks} blocks of time, gate.min_blocks asks for {gate.min_blocks}."
+    if classes is not None and classes < 2:
+        return "All rows have the same label, which tells models apart by their bias alone."
+    return ""
+
+
+def _ruled(verdict: Verdict, paired: Paired, loss: float, gate: Gate) -> Verdict:
+    """The verdict on rows that suffice; `loss` is the champion's mean loss."""
+    compared = (
+        f"{_NAMES.get(verdict.metric, verdict.metric)} {verdict.challenger:.4g} against "
+        f"{verdict.champion:.4g} on {paired.rows:,} rows in {paired.blocks} blocks"
+    )
+    if abs(paired.mean) <= TIE * abs(loss):
+        return replace(verdict, reason=f"A tie keeps the champion: {compared}.")
+    if paired.mean > 0:
+        return replace(verdict, reason=f"The challenger is worse: {compared}.")
+    upper, allowed = paired.bound(gate.confidence), gate.delta * loss
+    sure = f"the {gate.confidence:.0%} bound of the difference is {upper:+.4g}"
+    if upper <= allowed:
+        reason = f"The challenger is better: {compared}; {sure}, allowed is {allowed:+.4g}."
+        return replace(verdict, promote=True, reason=reason)
+    reason = f"Harm is not excluded: {compared}, but {sure}, allowed is {allowed:+.4g}."
+    return replace(verdict, reason=reason)
+
+
+def _measured(paired: Paired, old: float, new: float, metric: str, window: Window) -> Verdict:
+    """The numbers of a verdict that does not promote yet."""
+    root = metric == "rmse"
+    told = paired.blocks >= FEWEST
+    return Verdict(
+        promote=False,
+        reason="",
+        metric=metric,
+        champion=math.sqrt(max(old, 0)) if root else old,
+        challenger=math.sqrt(max(new, 0)) if root else new,
+        difference=paired.mean,
+        low=paired.bound(0.025) if told else None,
+        high=paired.bound(0.975) if told else None,
+        rows=paired.rows,
+        blocks=paired.blocks,
+        window=window,
+    )
+
+
+def _blocks(times: NDArray[Any], block: timedelta) -> NDArray[np.int64]:
+    """Number of the block of each row, counted from 1970 in UTC."""
+    length = max(block // timedelta(microseconds=1), 1)
+    return np.asarray(times.astype(np.int64) // length)
+
+
+def _mean(values: Floats) -> float:
+    return math.fsum(values.tolist()) / len(values)
+
+
+def _constant(training: NDArray[Any], labels: NDArray[Any], task: Task) -> Floats:
+    """The loss of the constant prediction on each judging row, shape (rows,)."""
+    if task == "regression":
+        fitted = _mean(np.asarray(training, dtype=np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):  # not finite is refused later
+            return np.asarray((fitted - np.asarray(labels, dtype=np.float64)) ** 2)
+    known, counts = np.unique(np.asarray(training).astype(str), return_counts=True)
+    names = tuple(sorted({*known.tolist(), *np.asarray(labels).astype(str).tolist()}))
+    share = dict(zip(known.tolist(), (counts / counts.sum()).tolist(), strict=True))
+    output = np.tile([share.get(name, 0.0) for name in names], (len(labels), 1))
+    target = Target("label", "multiclass", "str", names)
+    return losses_of(output, np.asarray(labels).astype(str), target)
