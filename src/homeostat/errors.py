@@ -4,6 +4,11 @@ An error says what went wrong, which value caused it, and what to do next. All o
 `HomeostatError`, so that a caller at the edge (CLI, API) can tell a refusal from a defect.
 """
 
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
 
 class HomeostatError(Exception):
     """Base of all errors raised on purpose; `hint` names the remedy in one sentence."""
@@ -98,3 +103,14 @@ class TrainingError(HomeostatError):
 
 class UnavailableError(HomeostatError):
     """No verified champion is loaded, so nothing can be predicted."""
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, for logs and reports: our own errors' text, and of foreign ones only the
+    type and the place, since their text may hold values of features.
+    """
+    if isinstance(error, HomeostatError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
