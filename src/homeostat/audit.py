@@ -44,19 +44,18 @@ def jsonable(value: Any) -> Json:
     """`value` as JSON holds it.
 
     Dataclasses become objects, enums their value, times ISO 8601 in UTC, lengths of time seconds,
-    NumPy scalars and arrays plain numbers and lists, sets sorted lists, and what is not finite
-    null. Raises TypeError for anything else, naming its type, and ValueError for a naive time.
+    NumPy scalars and arrays plain numbers and lists, sets sorted lists, lone surrogates question
+    marks, and what is not finite null. Raises TypeError for anything else, naming its type, and
+    ValueError for a naive time.
     """
     if isinstance(value, Enum):
         return jsonable(value.value)
-    if value is None or isinstance(value, str | int):
-        return value
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, datetime):
-        return utc(value).isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
+    if value is None or isinstance(value, int):
+        return value
     return _compound(value)
 
 
@@ -71,6 +70,14 @@ def _compound(value: Any) -> Json:
         return sorted(jsonable(item) for item in value)
     if type(value).__module__ == "numpy":  # known by name, so that NumPy need not be imported
         return jsonable(value.tolist())
+    return _time_like(value)
+
+
+def _time_like(value: Any) -> Json:
+    if isinstance(value, datetime):
+        return utc(value).isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     raise TypeError(f"a {type(value).__name__} has no form in JSON; convert it first.")
 
 
@@ -103,29 +110,37 @@ class ChainAudit:
     def write(self, kind: str, at: datetime, body: Mapping[str, Json]) -> None:
         """Append one line; it is on disk when this returns. Raises AuditError otherwise."""
         plain = jsonable(body)
+        read = self._load()
+        lines, text = list(read.lines), b""
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            new = not self._file.exists()
-            with self._file.open("ab") as file:
-                read = self._load()
-                torn = file.tell() - read.whole
-                lines = list(read.lines)
-                text = b""
-                if torn:
-                    os.ftruncate(file.fileno(), read.whole)
-                    text += _append(lines, "repaired", at, {"bytes": torn})
-                text += _append(lines, kind, at, plain)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            if new:
-                files.sync(self._file.parent)
+            torn = self._file.stat().st_size - read.whole if self._file.exists() else 0
+            if torn:
+                text += _append(lines, "repaired", at, {"bytes": torn})
+            text += _append(lines, kind, at, plain)
+            self._extend(read.whole, text)
+            self._read = _Read(self._mark(), read.whole + len(text), tuple(lines))
         except OSError as error:
-            self._read = None
             raise AuditError(
                 f"the audit chain {self._file} cannot be written: {error.strerror}.",
                 hint="Free disk space or mend the permissions; nothing was recorded.",
             ) from error
+
+    def _extend(self, whole: int, text: bytes) -> None:
+        """Put `text` behind the first `whole` bytes, durably; on failure cut it off again."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        new = not self._file.exists()
+        with self._file.open("ab", buffering=0) as file:
+            file.truncate(whole)
+            try:
+                while text:
+                    text = text[file.write(text) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(whole)
+                raise
+        if new:
+            files.sync(self._file.parent)
 
     def lines(self) -> Sequence[Mapping[str, Json]]:
         """All complete lines, oldest first; read again only when the file changed."""
@@ -170,8 +185,7 @@ class ChainAudit:
 
     def _load(self) -> _Read:
         try:
-            state = self._file.stat()
-            mark = (state.st_ino, state.st_size, state.st_mtime_ns)
+            mark = self._mark()
             if self._read is None or self._read.mark != mark:
                 self._read = self._parse(mark, self._file.read_bytes())
         except FileNotFoundError:
@@ -182,16 +196,22 @@ class ChainAudit:
             ) from error
         return self._read
 
+    def _mark(self) -> tuple[int, int, int]:
+        state = self._file.stat()
+        return state.st_ino, state.st_size, state.st_mtime_ns
+
     def _parse(self, mark: tuple[int, int, int], content: bytes) -> _Read:
         whole = content.rfind(b"\n") + 1
         lines = []
         for number, text in enumerate(content[:whole].splitlines(), start=1):
             line: Json = None
-            with suppress(ValueError):
+            same = False
+            with suppress(ValueError, RecursionError):
                 line = json.loads(text)
+                same = canonical(line) == text
             if not isinstance(line, dict) or sorted(line) != sorted(_FIELDS):
                 raise self._broken(number, "is not a line of an audit chain")
-            if canonical(line) != text:
+            if not same:
                 raise self._broken(number, "was altered: it is not in canonical form")
             lines.append(line)
         return _Read(mark, whole, tuple(lines))
