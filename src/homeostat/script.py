@@ -192,7 +192,7 @@ def _times(column: pd.Series[Any], name: str, project: Project) -> pd.Series[Any
             f"the times in {name!r} are numbers.", hint="Convert them with pandas.to_datetime."
         )
     try:
-        times = pd.to_datetime(column, format="ISO8601")
+        times = pd.to_datetime(column, format="ISO8601", utc=_all_have_offsets(column))
     except (ValueError, TypeError) as error:
         raise SchemaError(
             f"{name!r} holds values that are no times.",
@@ -208,6 +208,16 @@ def _times(column: pd.Series[Any], name: str, project: Project) -> pd.Series[Any
         times = times.dt.tz_localize(project.zone, ambiguous=first, nonexistent="shift_forward")
     read: pd.Series[Any] = times.dt.tz_convert("UTC").dt.as_unit("us")
     return read
+
+
+def _all_have_offsets(column: pd.Series[Any]) -> bool:
+    from pandas.api import types
+
+    if types.is_datetime64_any_dtype(column):
+        return False  # its dtype tells
+    # Summer and winter time have different offsets in one column.
+    offset = r"\d\d:\d\d.*(?:Z|[+-]\d\d(?::?\d\d)?)$"
+    return bool(column.dropna().astype("str").str.contains(offset).all())
 
 
 def _moments(times: pd.Series[Any]) -> pa.Array:
