@@ -68,13 +68,16 @@ def complete(data: bytes) -> int:
         end = line - 1
 
 
-def ends(data: bytes) -> NDArray[np.int64]:
-    """The offset just after each record of `data`."""
+def ends(data: bytes, rows: int) -> NDArray[np.int64]:
+    """The offset just after each of the `rows` records that `data` consists of."""
     text = np.frombuffer(data, dtype=np.uint8)
-    inside = np.logical_xor.accumulate(text == ord('"'))
-    return np.flatnonzero((text == ord("\n")) & ~inside) + 1
+    newlines = np.flatnonzero(text == ord("\n"))
+    if len(newlines) != rows:  # some stand within quotes
+        inside = np.logical_xor.accumulate(text == ord('"'))
+        newlines = newlines[~inside[newlines]]
+    return newlines + 1
 
 
-def split(data: bytes) -> list[bytes]:
-    """The records of `data`, each with its newline."""
-    return [data[start:end] for start, end in pairwise([0, *ends(data).tolist()])]
+def split(data: bytes, rows: int) -> list[bytes]:
+    """The `rows` records of `data`, each with its newline."""
+    return [data[start:end] for start, end in pairwise([0, *ends(data, rows).tolist()])]

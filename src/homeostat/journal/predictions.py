@@ -31,8 +31,8 @@ class Index:
 
     def __init__(self, columns: pa.Schema) -> None:
         self._columns = columns
-        self._shape = shape.Shape(columns)
-        self._salt = self._shape.fingerprint.encode()
+        self._features = shape.Shape(columns).features
+        self._person = shape.Shape(columns).fingerprint.encode()
         self.entries: dict[bytes, bytes] = {}
 
     def clear(self) -> None:
@@ -40,7 +40,9 @@ class Index:
 
     def add(self, data: bytes, offset: int) -> None:
         table = lines.decode(data, self._columns)
-        self.note(ids(table), self.digests(table), lines.ends(data).tolist(), offset)
+        self.note(
+            ids(table), self.digests(table), lines.ends(data, table.num_rows).tolist(), offset
+        )
 
     def note(
         self, known: Sequence[bytes], digests: Sequence[bytes], ends: Sequence[int], offset: int
@@ -52,10 +54,13 @@ class Index:
 
     def digests(self, table: pa.Table) -> list[bytes]:
         """Eight bytes for each row, the same for the same features at the same event time."""
-        content = lines.encode(table.select(["occurred_at", *self._shape.features]))
+        content = lines.encode(table.select(self._features))
+        times = table.column("occurred_at").cast(pa.int64()).to_numpy().tobytes()
         return [
-            blake2b(record, digest_size=8, key=self._salt).digest()
-            for record in lines.split(content)
+            blake2b(
+                times[8 * row : 8 * row + 8] + record, digest_size=8, person=self._person
+            ).digest()
+            for row, record in enumerate(lines.split(content, table.num_rows))
         ]
 
 
@@ -147,7 +152,7 @@ class Predictions:
                     tail.follow(file)
                     self._disk.append(file, data, tail.end, tail.path)
                 self._written.consumers[fingerprint].note(
-                    known, digests, lines.ends(data).tolist(), tail.end
+                    known, digests, lines.ends(data, len(fresh)).tolist(), tail.end
                 )
                 tail.appended(len(data))
         return Appended(written=len(fresh), repeated=rows.num_rows - len(fresh))

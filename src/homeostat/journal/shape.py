@@ -74,8 +74,8 @@ class Shape:
 def conformed(rows: pa.Table) -> pa.Table:
     """`rows` as system columns and then features, in the journal's types.
 
-    Raises JournalError for a missing system column, a column of no kind, or a null that the
-    journal cannot do without.
+    Raises JournalError for a missing system column, a column of no kind, no features, or a null
+    that the journal cannot do without.
     """
     missing = [name for name in SYSTEM if name not in rows.column_names]
     if missing:
@@ -84,6 +84,8 @@ def conformed(rows: pa.Table) -> pa.Table:
     fields += [
         pa.field(field.name, _kind(field)) for field in rows.schema if field.name not in RESERVED
     ]
+    if len(fields) == len(SYSTEM):
+        raise JournalError("the rows have no features.")
     table = cast(rows, pa.schema(fields))
     for name in _NEEDED:
         if table.column(name).null_count:
@@ -121,6 +123,8 @@ def _kind(field: pa.Field) -> pa.DataType:
 
 def cast(rows: pa.Table, columns: pa.Schema) -> pa.Table:
     """The named columns of `rows` in their types; raises JournalError where one does not fit."""
+    if rows.schema.equals(columns):
+        return rows
     try:
         return rows.select(columns.names).cast(columns)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError):
