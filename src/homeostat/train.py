@@ -63,8 +63,11 @@ class ScriptTrainer:
 
     def schema_of(self, loaded: pa.Table) -> Schema:
         """The schema of what `load` gave. Raises SchemaError."""
+        import pandas as pd
+
+        # Booleans with nulls would come as objects, and be taken for text.
         return infer(
-            loaded.to_pandas(),
+            loaded.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get),
             target=self._project.target,
             task=self._project.task,
             exclude=self._project.exclude,
