@@ -1,0 +1,241 @@
+"""The FastAPI application: the endpoints, the guards before them, and the watch on the pointer.
+
+It takes the folder of a project, or a predictor with settings. It gives an application that any
+ASGI server runs; the blocking work of an endpoint is done in the thread pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.telemetry import TelemetryConfig
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from homeostat import decode
+from homeostat import settings as configuration
+from homeostat.champion import Champion
+from homeostat.errors import HomeostatError, RowError, UnavailableError
+from homeostat.predictor import Predictor
+from homeostat.records import Json
+from homeostat.settings import Settings
+from homeostat.web import errors, openapi
+from homeostat.web.guards import BodyLimit, Doorkeeper, JsonOnly
+from homeostat.web.metrics import Measured, Metrics
+
+PATHS = frozenset(
+    {
+        "/",
+        "/predict",
+        "/feedback",
+        "/model",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/health/live",
+        "/health/ready",
+    }
+)
+_QUIET: TelemetryConfig = {
+    "auto_configure": False,
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+}
+
+_log = structlog.get_logger("homeostat.web")
+
+
+def create_app(root: Path | str = ".") -> FastAPI:
+    """The application of the project in `root`. Raises SettingsError for its settings."""
+    # The composition root imports every room; a test that brings its own predictor needs none.
+    from homeostat import build
+
+    chosen = configuration.read(root)
+    return create_app_for(build.predictor(chosen), chosen)
+
+
+def create_app_for(predictor: Predictor, settings: Settings) -> FastAPI:
+    """The application that answers from `predictor`, with the guards that `settings` ask for."""
+    log_as_json()
+    serving = settings.serving
+    metrics = Metrics(predictor)
+    app = FastAPI(
+        title=settings.project.name,
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=_watching(predictor, serving.watch.total_seconds()),
+        middleware=[
+            Middleware(Measured, metrics=metrics, paths=PATHS),
+            Middleware(errors.Failsafe),
+            Middleware(Doorkeeper, serving=serving),
+            Middleware(JsonOnly),
+            Middleware(BodyLimit, limit=serving.max_body),
+        ],
+        telemetry=_QUIET,
+    )
+    errors.install(app)
+    _add_answers(app, predictor, serving.max_rows)
+    _add_state(app, predictor, metrics)
+    _add_documentation(app, predictor, keys=bool(serving.keys))
+    return app
+
+
+def log_as_json() -> None:
+    """One JSON object a line on stderr, unless the process has chosen otherwise."""
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.JSONRenderer(),
+            ],
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )
+
+
+def _watching(predictor: Predictor, seconds: float) -> Callable[[FastAPI], Any]:
+    """Load the champion before the first request, and follow the pointer until the end."""
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await run_in_threadpool(predictor.refresh)
+            except Exception as error:  # noqa: BLE001 - the watch goes on, the champion stays
+                _log.error("watch failed", error=type(error).__name__)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(predictor.refresh)
+        with suppress(HomeostatError):  # what is amiss, /health/ready says
+            await run_in_threadpool(predictor.check)
+        task = asyncio.create_task(watch())
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    return lifespan
+
+
+def _add_answers(app: FastAPI, predictor: Predictor, max_rows: int) -> None:
+    def decoded(body: bytes) -> tuple[list[dict[str, Json]], bool]:
+        try:
+            return decode.parse(body, max_rows=max_rows)
+        except RowError as error:
+            predictor.refuse(error)
+            raise
+
+    def answered(body: bytes) -> Response:
+        rows, single = decoded(body)
+        answers = predictor.predict(rows)
+        return JSONResponse(answers[0] if single else answers)
+
+    def taken(body: bytes) -> Response:
+        items, _ = decoded(body)
+        return JSONResponse(predictor.feedback(items))
+
+    @app.post("/predict", summary="Predict one row, or an array of rows")
+    async def predict(request: Request) -> Response:
+        """Every answer is journalled before it is given."""
+        return await run_in_threadpool(answered, await request.body())
+
+    @app.post("/feedback", summary="Tell the true label of predictions")
+    async def feedback(request: Request) -> Response:
+        """Labels of ids that are not known are kept and joined later."""
+        return await run_in_threadpool(taken, await request.body())
+
+
+def _add_state(app: FastAPI, predictor: Predictor, metrics: Metrics) -> None:
+    @app.get("/model", summary="The release that answers")
+    async def model() -> Response:
+        champion = predictor.champion
+        if champion is None:
+            raise UnavailableError(
+                predictor.failure or "there is no released model yet.", hint="Run homeostat train."
+            )
+        return JSONResponse({**describe(champion), "failure": predictor.failure})
+
+    @app.get("/health/live", summary="The process answers")
+    async def live() -> Response:
+        return JSONResponse({"status": "live"})
+
+    @app.get("/health/ready", summary="A prediction would be answered")
+    async def ready() -> Response:
+        await run_in_threadpool(predictor.check)
+        return JSONResponse({"status": "ready", "failure": predictor.failure})
+
+    @app.get("/metrics", summary="For Prometheus")
+    async def scraped() -> Response:
+        return metrics.response()
+
+
+def describe(champion: Champion) -> dict[str, Json]:
+    """What `GET /model` tells of a release."""
+    release, schema = champion.release, champion.schema
+    names = ("kind", "created_at", "parent", "training", "versions")
+    return {
+        "model_version": release.id,
+        "sequence": release.sequence,
+        **{name: release.manifest.get(name) for name in names},
+        "calibrated": champion.scorer.calibrator is not None,
+        "target": {
+            "name": schema.target.name,
+            "task": schema.target.task,
+            "classes": [schema.target.value(text) for text in schema.target.classes],
+        },
+        "features": [
+            {"name": f.name, "kind": f.kind, "nullable": f.nullable, "example": f.example}
+            for f in schema.features
+        ],
+    }
+
+
+def _add_documentation(app: FastAPI, predictor: Predictor, *, keys: bool) -> None:
+    kept: dict[str | None, dict[str, Json]] = {}
+
+    def document() -> dict[str, Json]:
+        """Made once per release."""
+        champion = predictor.champion
+        version = None if champion is None else champion.release.id
+        if version not in kept:
+            base = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            made = openapi.document(base, champion, keys=keys)
+            kept.clear()
+            kept[version] = made
+            return made
+        return kept[version]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document_json() -> Response:
+        return JSONResponse(document())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return openapi.page(app.title)
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    def asset(name: str) -> Response:
+        found = openapi.asset(name)
+        if found is None:
+            raise HTTPException(404)
+        return found
+
+    @app.get("/", include_in_schema=False)
+    async def home() -> Response:
+        return RedirectResponse("docs")
