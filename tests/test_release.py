@@ -345,6 +345,19 @@ def test_a_challenger_is_fenced_off_even_when_its_champion_came_back(releases):
         releases.promote(two)
 
 
+def test_a_candidate_from_another_copy_of_the_project_is_fenced_off(releases, models, tmp_path):
+    (first,) = grow(releases, 1)
+    clone = FileReleases(tmp_path / "clone", KEY)
+    clone.promote(clone.add(candidate(model=b"another first"), None, AT))
+    stray = clone.add(candidate(clone.champion().id, b"two"), VERDICT, AT)
+    for path in (tmp_path / "clone").glob("*/*"):
+        (models / path.parent.name / path.name).write_bytes(path.read_bytes())
+    assert releases.get(stray.id).sequence == first.sequence + 2
+    with pytest.raises(ReleaseError, match="the champion is"):
+        releases.promote(stray)
+    assert releases.champion() == first
+
+
 def test_a_candidate_without_model_or_readable_schema_is_refused(releases):
     bare = replace(candidate(), objects={"schema": b"{}"})
     with pytest.raises(ReleaseError, match="no model"):
@@ -462,6 +475,15 @@ def test_a_presigned_rollback_of_another_pointer_is_refused(releases, models):
         with pytest.raises(VerificationError, match="another pointer"):
             server.verify()
     assert server.champion() is not None
+
+
+def test_a_presigned_rollback_without_the_right_signature_is_refused(releases, models):
+    _, second = grow(releases, 2)
+    back = {**pointer(models)["rollback"], "signature": pointer(models)["signature"]}
+    rewrite(models, rollback=back)
+    with pytest.raises(VerificationError, match="signature"):
+        FileReleases(models).roll_back()
+    assert FileReleases(models).champion() == second
 
 
 # --- copies for people ---
