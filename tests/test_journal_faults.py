@@ -67,12 +67,12 @@ def city(rows, value):
 
 def test_several_processes_and_schemas_lose_and_mix_nothing(folder):
     names = ("one", "two", "narrow")
-    writers = [start_writer(folder, name, 25) for name in names]
+    writers = [start_writer(folder, name, 15) for name in names]
     for writer in writers:
         writer.communicate(timeout=60)
         assert writer.returncode == 0
     back = FileJournal(folder).read(labelled=True)
-    expected = {f"{name}-{n}-{i}" for name in names for n in range(25) for i in range(3)}
+    expected = {f"{name}-{n}-{i}" for name in names for n in range(15) for i in range(3)}
     assert set(back.column("prediction_id").to_pylist()) == expected
     assert back.num_rows == len(expected)
     assert len((folder / "labels.csv").read_text().splitlines()) == 1 + len(expected)
@@ -306,7 +306,7 @@ def test_a_folder_without_permission_refuses_rows(folder, rows):
 
 
 def test_readers_never_fail_while_writers_append(folder):
-    writer = start_writer(folder, "busy", 30, batch=20)
+    writer = start_writer(folder, "busy", 15, batch=20)
     journal = FileJournal(folder)
     seen = 0
     while writer.poll() is None:
@@ -316,4 +316,4 @@ def test_readers_never_fail_while_writers_append(folder):
         seen = count
     writer.communicate()
     assert writer.returncode == 0
-    assert journal.read().num_rows == 600
+    assert journal.read().num_rows == 300
