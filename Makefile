@@ -20,14 +20,16 @@ help:  ## show this
 
 setup: $(STAMP)  ## make .venv with everything in it
 
-# The settings of the build decide what is installed, the lock which versions.
+# The lock is complete, so nothing is left to resolve (and old pips, which mistake an extra such as
+# pandas[parquet] for a package without a hash, have nothing to mistake); `pip check` sees to it.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c '$(ENOUGH)' || { echo "Homeostat needs Python 3.11 or newer, and $(PYTHON) is" \
 		"$$($(PYTHON) --version 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 && $(BIN)/python -c '$(ENOUGH)' || \
 		{ rm -rf $(VENV); $(MAKE_VENV); }
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
 	@touch $@
 
 demo: setup  ## a year of real flights, from the first training to the last promotion
@@ -45,7 +47,7 @@ lint: setup  ## style, types, arrows between modules, workflows
 
 lock: setup  ## resolve requirements.lock and requirements.txt anew (needs uv; ARGS=--upgrade)
 	uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
-		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-strip-extras \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 		--custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements.lock
 	$(BIN)/python .ci/pins.py
 

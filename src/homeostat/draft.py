@@ -7,13 +7,14 @@ one plain line for each thing that was inferred, so that a person can disagree.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from zoneinfo import available_timezones
 
 from homeostat.errors import ProjectError
@@ -70,6 +71,8 @@ def draft(
     """
     if timezone is not None and timezone not in available_timezones():
         raise ProjectError(f"{timezone!r} is no IANA time zone.", hint="Use 'UTC', for example.")
+    if task is not None and task not in get_args(Task):
+        raise ProjectError(f"{task!r} is no task.", hint=f"Tasks are {', '.join(get_args(Task))}.")
     frame = _read(data)
     _check_columns(frame, [target, time, *exclude])
     times = {name: _times(frame[name]) for name in (time, "labelled_at") if name in frame.columns}
@@ -179,7 +182,7 @@ def _ways(first: str) -> list[tuple[str, dict[str, Any], str]]:
         guessed = guess_datetime_format(first, dayfirst=dayfirst)
         if guessed is not None:
             said = f"{guessed}, {order} where both are numbers; see load() if that is wrong"
-            ways.append((f"format={guessed!r}", {"format": guessed}, said))
+            ways.append((f"format={_text(guessed)}", {"format": guessed}, said))
     return ways
 
 
@@ -296,7 +299,7 @@ def _lengths(utc: pd.Series[Any]) -> tuple[dict[str, dict[str, Any]], str]:
     lengths: dict[str, dict[str, Any]] = {
         "monitor": {"window": _short(window), "block": _short(block)},
         "gate": {"window": _short(window)},
-        "decide": {"cooldown": _short(4 * window)},
+        "decide": {"cooldown": _short(max(window, min(4 * window, 28 * DAY)))},
     }
     if block < DAY:
         lengths["run"] = {"every": _short(block)}
@@ -323,19 +326,26 @@ def _script(data: Path, root: Path, schema: Schema, time: str, times: Mapping[st
     inside = full.is_relative_to(root)
     reads = {True: "read_parquet(DATA)", False: "read_csv(DATA, low_memory=False)"}
     conversions = "".join(
-        f"    frame[{name!r}] = pd.to_datetime(frame[{name!r}], {read.code})\n"
+        f"    frame[{_text(name)}] = pd.to_datetime(frame[{_text(name)}], {read.code})\n"
         for name, read in times.items()
         if read.code
     )
     regression = schema.target.task == "regression"
     return _TRAIN.substitute(
-        data=f"ROOT / {full.relative_to(root).as_posix()!r}" if inside else f"Path({str(full)!r})",
-        target=repr(schema.target.name),
-        time=repr(time),
+        data=f"ROOT / {_text(full.relative_to(root).as_posix())}"
+        if inside
+        else f"Path({_text(str(full))})",
+        target=_text(schema.target.name),
+        time=_text(time),
         read=reads[full.name.lower().endswith(".parquet")],
         conversions=conversions,
         learner="HistGradientBoosting" + ("Regressor" if regression else "Classifier"),
     )
+
+
+def _text(value: str) -> str:
+    """A Python literal, in the quotes that formatters prefer."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 _TRAIN = Template('''\
@@ -347,7 +357,6 @@ rows that have a label. Whatever follows scikit-learn's protocol may be returned
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from sklearn.compose import ColumnTransformer
@@ -369,17 +378,19 @@ $conversions    return frame.dropna(subset=[TARGET, TIME])
 
 def fit(frame: pd.DataFrame) -> Pipeline:
     """A model of the target: boosted trees, which take nulls and unseen categories as they come."""
-    features = frame.drop(columns=[TARGET, TIME], errors="ignore")
-    categories: list[Any] = list(features.select_dtypes(exclude="number").columns)
+    features = frame.drop(columns=[TARGET, TIME], errors="ignore").dropna(axis=1, how="all")
+    categories = list(features.select_dtypes(exclude="number"))
+    numbers = [name for name in features if name not in categories]
     encode = OrdinalEncoder(
         handle_unknown="use_encoded_value", unknown_value=float("nan"), max_categories=250
     )
-    return make_pipeline(
-        ColumnTransformer([("categories", encode, categories)], remainder="passthrough"),
-        $learner(
-            categorical_features=list(range(len(categories))), random_state=0
-        ),
-    ).fit(features, frame[TARGET])
+    columns = ColumnTransformer(
+        [("categories", encode, categories), ("numbers", "passthrough", numbers)]
+    )
+    trees = $learner(
+        categorical_features=list(range(len(categories))), random_state=0
+    )
+    return make_pipeline(columns, trees).fit(features, frame[TARGET])
 
 
 if __name__ == "__main__":

@@ -182,6 +182,9 @@ def _kept(root: Path, contents: Mapping[str, str]) -> tuple[str, ...]:
     conflicts: list[str] = []
     for name, content in contents.items():
         path = root / name
+        above = [part for part in path.parents if part.is_relative_to(root)]
+        if any(os.path.lexists(part) and not part.is_dir() for part in above):
+            conflicts.append(name)
         if not os.path.lexists(path):
             continue
         same = path.is_file() and path.read_bytes() == content.encode()
