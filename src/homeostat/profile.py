@@ -91,11 +91,7 @@ class Profile:
         step = block // MICROSECOND
         if step <= 0:
             raise SchemaError(f"a block must have a length above zero, not {block}.")
-        times = _cast(rows, "occurred_at", TIMESTAMP)
-        if times is None or times.null_count:
-            raise SchemaError("rows without a time (occurred_at) cannot be profiled.")
-        moments = times.cast(pa.int64()).to_numpy()
-        blocks, place = np.unique(np.floor_divide(moments, step), return_inverse=True)
+        blocks, place = np.unique(moments(rows) // step, return_inverse=True)
         edges = tuple(map(float, output_edges))
         features = _counted(schema, edges)
         cells = [_cells(rows, feature, column) for feature, column in features]
@@ -259,6 +255,23 @@ def _column(
     bins = json.dumps([feature.kind, feature.edges, feature.levels])
     digest = hashlib.sha256(bins.encode()).hexdigest()[:12]
     return Column(feature.name, kind, cells, feature.kind == "number", digest)
+
+
+def moments(rows: pa.Table) -> Counts:
+    """The event time of each row, microseconds since 1970, shape (rows,).
+
+    Raises SchemaError where `occurred_at` is missing, null, or without a zone.
+    """
+    times = rows.column("occurred_at") if "occurred_at" in rows.column_names else None
+    if times is None or times.null_count:
+        raise SchemaError("rows without a time (occurred_at) cannot be profiled.")
+    if not pa.types.is_timestamp(times.type) or times.type.tz is None:
+        raise SchemaError(
+            f"occurred_at holds {times.type}, not times with a zone.",
+            hint="Give them one, UTC for example.",
+        )
+    # What is finer than a microsecond is cut off.
+    return np.asarray(times.cast(TIMESTAMP, safe=False).cast(pa.int64()).to_numpy())
 
 
 def _cells(rows: pa.Table, feature: Feature, column: Column) -> Counts:

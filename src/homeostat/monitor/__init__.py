@@ -17,9 +17,7 @@ import pyarrow.compute as pc
 
 from homeostat.contracts import Reporter
 from homeostat.errors import cause
-from homeostat.monitor.drift import drift
-from homeostat.monitor.performance import Scope, hurts, performance
-from homeostat.monitor.quality import quality
+from homeostat.monitor import drift, performance, quality
 from homeostat.profile import PREDICTION, Profile
 from homeostat.records import (
     ColumnDrift,
@@ -141,7 +139,7 @@ def examine(
         prediction_drift=found.prediction,
         performance=found.performance,
         evidently=found.evidently,
-        hurts=hurts(found.performance) if found.performance else Hurts.UNKNOWN,
+        hurts=performance.hurts(found.performance) if found.performance else Hurts.UNKNOWN,
     )
     return _weighed(evidence, found, settings)
 
@@ -177,20 +175,22 @@ def _look(scene: _Scene, reporter: Reporter) -> _Found:
     if profile is not None:
         found.columns = found.stage("drift", lambda: _drift(scene, profile, sound), ())
     found.prediction = found.stage("prediction drift", lambda: _prediction_drift(scene), None)
-    scope = Scope(subject.release, scene.mature_until, settings.block, subject.baseline)
+    scope = performance.Scope(subject.release, scene.mature_until, settings.block, subject.baseline)
     found.performance = found.stage(
-        "performance", lambda: performance(scene.rows, subject.schema, scope), None
+        "performance", lambda: performance.performance(scene.rows, subject.schema, scope), None
     )
     return found
 
 
 def _quality(scene: _Scene, profile: Profile) -> tuple[Finding, ...]:
-    return quality(scene.subject.reference, profile, scene.window, scene.refused)
+    return quality.quality(scene.subject.reference, profile, scene.window, scene.refused)
 
 
 def _drift(scene: _Scene, profile: Profile, columns: list[str]) -> tuple[ColumnDrift, ...]:
     alpha, least = scene.settings.alpha, scene.settings.min_effect
-    return drift(scene.subject.reference, profile, alpha=alpha, min_effect=least, columns=columns)
+    return drift.drift(
+        scene.subject.reference, profile, alpha=alpha, min_effect=least, columns=columns
+    )
 
 
 def _prediction_drift(scene: _Scene) -> ColumnDrift | None:

@@ -91,36 +91,38 @@ class RowsNull:
 
 @dataclass(frozen=True, slots=True)
 class BlocksNull:
-    """The distance of a window of this stream from the rest of it, in logarithms.
+    """The distance of a window of this stream from the rest of it, beyond the noise of its rows.
 
-    With mean μ and standard deviation s of the log distances of W disjoint windows, another one
-    lies above log d with P(t_{W−1} > (log d − μ) / (s·√(1 + 1/W))): the prediction interval of
-    one more observation (Hahn and Meeker 1991, Statistical Intervals, 4.7). W ≥ 2.
+    Of each squared distance the mean that independent rows would make is taken off, and the
+    root r of what is left is compared: with mean μ and standard deviation s of √r in W disjoint
+    windows, one more lies above with P(t_{W−1} > (√r − μ) / (s·√(1 + 1/W))), the prediction
+    interval of one more observation (Hahn and Meeker 1991, Statistical Intervals, 4.7). Powers
+    of 1/3 to 2/3 bring a χ variable close to a Gaussian one (Wilson and Hilferty 1931, PNAS
+    17:684); the half leaves some room for heavier tails. W ≥ 2.
     """
 
     mean: float
     spread: float  # s·√(1 + 1/W)
     windows: int
-    floor: float  # the distance that half a row makes; smaller ones count as that
+    noise: float  # mean squared distance of the current window, its rows being independent
 
     @classmethod
-    def of(cls, distances: Floats, floor: float) -> BlocksNull:
-        logs = np.log(np.maximum(distances, floor))
-        count = len(logs)
-        spread = float(logs.std(ddof=1) * np.sqrt(1 + 1 / count))
-        return cls(float(logs.mean()), spread, count, floor)
+    def of(cls, distances: Floats, noises: Floats, noise: float) -> BlocksNull:
+        """From the distances and noises of the windows, shape (W,), and the current noise."""
+        roots = np.maximum(0.0, distances**2 - noises) ** 0.25
+        spread = float(roots.std(ddof=1) * np.sqrt(1 + 1 / len(roots)))
+        return cls(float(roots.mean()), spread, len(roots), noise)
 
     def p_value(self, distance: float) -> float:
-        excess = float(np.log(max(distance, self.floor))) - self.mean
+        excess = max(0.0, distance**2 - self.noise) ** 0.25 - self.mean
         if self.spread == 0:
             return 0.0 if excess > 0 else 1.0
         return float(special.stdtr(self.windows - 1, -excess / self.spread))
 
     def distance(self, level: float) -> float:
-        """The distance at which the p-value is `level`."""
+        """The distance at which the p-value is `level`, for levels up to one half."""
         quantile = -float(special.stdtrit(self.windows - 1, level))
-        # Beyond any distance there is; it only keeps the exponential finite.
-        return float(np.exp(min(self.mean + quantile * self.spread, 100.0)))
+        return float(np.sqrt((self.mean + quantile * self.spread) ** 4 + self.noise))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +243,7 @@ def _counted(profile: Profile, name: str) -> tuple[Column, Counts]:
 def _blocks(
     reference: Counts, length: int, column: Column, rows: RowsNull, m: float
 ) -> BlocksNull | None:
-    """The null from disjoint runs of `length` blocks of the reference, each against the rest.
-
-    Windows with more rows than the current one vary less by chance; the missing part is added
-    to their squared distances, under independence.
-    """
+    """The null from disjoint runs of `length` blocks of the reference, each against the rest."""
     count = len(reference) // length
     if count < MIN_WINDOWS:
         return None
@@ -256,9 +254,7 @@ def _blocks(
     n, sizes = float(total.sum()), windows.sum(axis=1)
     # Under independence the mean square goes with 1/n + 1/m, whatever the cells.
     unit = rows.square / (1 / n + 1 / m)
-    own = unit * (1 / sizes + 1 / (n - sizes))
-    raised = np.sqrt(distances**2 + np.maximum(0.0, rows.square - own))
-    return BlocksNull.of(raised, (1 / n + 1 / m) / 2)
+    return BlocksNull.of(distances, unit * (1 / sizes + 1 / (n - sizes)), rows.square)
 
 
 def _distance(left: Counts, right: Counts, column: Column) -> Floats:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from scipy import special
 
 from homeostat.errors import SchemaError
+from homeostat.profile import moments
 from homeostat.records import Hurts, Interval, Performance
 from homeostat.schema import TIMESTAMP, Schema
 from homeostat.scoring import losses, outputs
@@ -58,8 +59,7 @@ def performance(rows: pa.Table, schema: Schema, scope: Scope) -> Performance:
     loss = losses(output, labels, schema.target)
     if not np.isfinite(loss).all():
         raise SchemaError("the loss of the journalled predictions is not finite.")
-    moments = judged.column("occurred_at").cast(TIMESTAMP).cast(pa.int64()).to_numpy()
-    realised = interval(loss, moments // (scope.block // timedelta(microseconds=1)))
+    realised = interval(loss, moments(judged) // (scope.block // timedelta(microseconds=1)))
     if metric == "rmse":
         realised = _root(realised)
     extra |= _extra(output, labels, schema)
