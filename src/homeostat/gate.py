@@ -8,7 +8,7 @@ so no data makes it raise.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +18,7 @@ from homeostat.records import Task, Verdict, Window
 from homeostat.schema import Target
 from homeostat.scoring import losses as losses_of
 from homeostat.settings import Gate
+from homeostat.stats import BlockMean, block_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,47 +30,6 @@ LARGEST = 1e100
 
 TIE = 1e-9
 """Differences below this share of the champion's loss are rounding, not merit."""
-
-FEWEST = 5
-"""Blocks under which no interval is reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class Paired:
-    """The mean of paired differences and its error, from sums over blocks of rows."""
-
-    mean: float  # over all rows
-    error: float  # standard error of `mean`; infinite with one block
-    rows: int
-    blocks: int
-
-    @classmethod
-    def of(cls, differences: Floats, keys: NDArray[np.int64]) -> Paired:
-        """Rows with the same key form a block. The same rows in any order give the same bits.
-
-        With S_b the sum and n_b the number of differences in block b, n = Σ n_b, m = Σ S_b / n:
-        SE² = B/(B−1) · Σ (S_b − n_b·m)² / n², the cluster-robust variance of an intercept (CR1).
-        Liang and Zeger (1986), Biometrika 73; Cameron and Miller (2015), J. Human Resources 50;
-        the same as the ratio estimator of Cochran (1977), Sampling Techniques, §9A.
-        """
-        order = np.argsort(keys, kind="stable")
-        starts = np.flatnonzero(np.diff(keys[order])) + 1
-        parts = np.split(differences[order], starts)
-        sums = [(math.fsum(part.tolist()), len(part)) for part in parts]  # exact, in any order
-        rows, blocks = len(differences), len(parts)
-        mean = math.fsum(total for total, _ in sums) / rows
-        if blocks == 1:
-            return cls(mean, math.inf, rows, blocks)
-        spread = math.fsum((total - count * mean) ** 2 for total, count in sums)
-        return cls(mean, math.sqrt(blocks / (blocks - 1) * spread) / rows, rows, blocks)
-
-    def bound(self, probability: float) -> float:
-        """Mean + t · SE, where t is that quantile of Student's t with B − 1 degrees of freedom."""
-        from scipy import special
-
-        if self.blocks == 1:
-            return math.copysign(math.inf, probability - 0.5)
-        return self.mean + float(special.stdtrit(self.blocks - 1, probability)) * self.error
 
 
 def judge(
@@ -102,7 +62,7 @@ def judge(
     unfit = _unfit(times, old, new)
     if unfit:
         return replace(unjudged(unfit, window, metric), rows=old.shape[0] if old.ndim else 0)
-    paired = Paired.of(new - old, _blocks(times, block))
+    paired = BlockMean.of(new - old, block_keys(times, block))
     verdict = _measured(paired, _mean(old), _mean(new), metric, window)
     few = _few(paired, gate, classes)
     if few:
@@ -137,7 +97,7 @@ def judge_first(
     unfit = _unfit(times, constant, own)
     if unfit:
         return _first(unjudged(unfit, window, metric))
-    paired = Paired.of(own - constant, _blocks(times, block))
+    paired = BlockMean.of(own - constant, block_keys(times, block))
     verdict = _measured(paired, _mean(constant), _mean(own), metric, window)
     name = _NAMES[metric]
     compared = (
@@ -188,7 +148,7 @@ def _unfit(times: NDArray[Any], old: Floats, new: Floats) -> str:
     return ""
 
 
-def _few(paired: Paired, gate: Gate, classes: int | None) -> str:
+def _few(paired: BlockMean, gate: Gate, classes: int | None) -> str:
     """Why the rows do not suffice to judge; empty when they do."""
     if paired.rows < gate.min_rows:
         return f"Only {paired.rows} rows, gate.min_rows asks for {gate.min_rows}."
@@ -199,7 +159,7 @@ def _few(paired: Paired, gate: Gate, classes: int | None) -> str:
     return ""
 
 
-def _ruled(verdict: Verdict, paired: Paired, loss: float, gate: Gate) -> Verdict:
+def _ruled(verdict: Verdict, paired: BlockMean, loss: float, gate: Gate) -> Verdict:
     """The verdict on rows that suffice; `loss` is the champion's mean loss."""
     compared = (
         f"{_NAMES.get(verdict.metric, verdict.metric)} {verdict.challenger:.4g} against "
@@ -218,10 +178,10 @@ def _ruled(verdict: Verdict, paired: Paired, loss: float, gate: Gate) -> Verdict
     return replace(verdict, reason=reason)
 
 
-def _measured(paired: Paired, old: float, new: float, metric: str, window: Window) -> Verdict:
+def _measured(paired: BlockMean, old: float, new: float, metric: str, window: Window) -> Verdict:
     """The numbers of a verdict that does not promote yet."""
     root = metric == "rmse"
-    told = paired.blocks >= FEWEST
+    told = paired.interval()
     return Verdict(
         promote=False,
         reason="",
@@ -229,18 +189,12 @@ def _measured(paired: Paired, old: float, new: float, metric: str, window: Windo
         champion=math.sqrt(max(old, 0)) if root else old,
         challenger=math.sqrt(max(new, 0)) if root else new,
         difference=paired.mean,
-        low=paired.bound(0.025) if told else None,
-        high=paired.bound(0.975) if told else None,
+        low=told.low,
+        high=told.high,
         rows=paired.rows,
         blocks=paired.blocks,
         window=window,
     )
-
-
-def _blocks(times: NDArray[Any], block: timedelta) -> NDArray[np.int64]:
-    """Number of the block of each row, counted from 1970 in UTC."""
-    length = max(block // timedelta(microseconds=1), 1)
-    return np.asarray(times.astype(np.int64) // length)
 
 
 def _mean(values: Floats) -> float:

@@ -11,7 +11,7 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ from homeostat.records import (
     Interval,
     Json,
     Outcome,
-    Past,
     Release,
     State,
     Verdict,
@@ -74,7 +73,7 @@ class Loop:
     alerts: Alerts
     policy: Policy
     copy: Callable[[], object]  # makes the champion's copies for people
-    watch: Watcher = lambda outcome: None
+    watch: Watcher
     report: Path | None = None  # the drift report, to be tracked beside a training
     _subjects: dict[str, monitor.Subject] = field(default_factory=dict, repr=False)
 

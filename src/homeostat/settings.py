@@ -139,6 +139,9 @@ class Monitor(_Section):
     detector: Literal["homeostat", "evidently"] = Field(
         "homeostat", description="Whose verdict decides; the other one is reported beside it."
     )
+    timeout: Duration = Field(
+        timedelta(minutes=5), description="After which Evidently's report is given up."
+    )
     sample: int = Field(
         2_000, ge=100, description="Rows of reference and of current that Evidently is handed."
     )

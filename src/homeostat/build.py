@@ -1,0 +1,153 @@
+"""The composition root: from settings to wired objects.
+
+`load_project` gives a `Project`, whose properties are the stores of one project folder; its
+`loop()` holds the project's lock while a turn runs. `predictor` wires what a server needs, which
+is less: no key, no user code, no reporter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from homeostat import decide, release, settings
+from homeostat.alerts import alerts
+from homeostat.audit import ChainAudit
+from homeostat.contracts import Clock, Watcher
+from homeostat.engines.local import LocalEngine
+from homeostat.errors import HomeostatError
+from homeostat.journal import FileJournal
+from homeostat.loop import Loop
+from homeostat.predictor import Predictor
+from homeostat.report import FileReporter
+from homeostat.settings import Settings
+from homeostat.tracking import tracker
+from homeostat.train import ScriptTrainer
+
+
+class WallClock:
+    """The machine's clock, in UTC."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Project:
+    """One project folder and its stores. Reading needs no lock; `loop()` takes it."""
+
+    settings: Settings
+
+    @property
+    def root(self) -> Path:
+        return self.settings.root
+
+    @cached_property
+    def journal(self) -> FileJournal:
+        return FileJournal(self.settings.path("data", "logs"))
+
+    @cached_property
+    def audit(self) -> ChainAudit:
+        return ChainAudit(self.settings.path("reports", "decisions.jsonl"))
+
+    @cached_property
+    def releases(self) -> release.FileReleases:
+        """The store for reading; `loop()` opens it with the signing key."""
+        return release.FileReleases(self.settings.path("models"))
+
+    def copy(self) -> list[Path]:
+        """Re-make `models/model.pkl` and `data/processed/reference.csv` where they differ."""
+        return self.releases.copies(
+            self.settings.path("models", "model.pkl"),
+            self.settings.path("data", "processed", "reference.csv"),
+        )
+
+    @contextmanager
+    def loop(self, *, clock: Clock | None = None, watch: Watcher | None = None) -> Iterator[Loop]:
+        """The loop, under the project's lock; what a killed turn left undone is finished first.
+
+        Raises HomeostatError when another turn runs in this folder.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._locked())
+            rooms = self._rooms(stack, clock or WallClock(), watch)
+            rooms.recover()
+            yield rooms
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        folder = self.settings.path(".homeostat")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / "loop.lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise HomeostatError(
+                f"another turn of the loop runs in {self.root}.", hint="Wait until it has ended."
+            ) from error
+
+    def _rooms(self, stack: ExitStack, clock: Clock, watch: Watcher | None) -> Loop:
+        chosen = self.settings
+        reports = chosen.path("reports")
+        key = release.signing_key(
+            chosen.path(".homeostat"), chosen.path("models"), os.environ, make=not in_ci()
+        )
+        fits = LocalEngine(
+            timeout=chosen.training.timeout,
+            memory=chosen.training.memory,
+            threads=chosen.training.threads,
+        )
+        stack.callback(fits.close)
+        drawing = LocalEngine(timeout=chosen.monitor.timeout, memory=None)
+        stack.callback(drawing.close)
+        tracked = tracker(chosen.root, chosen.tracking, chosen.project.name, os.environ)
+        stack.callback(tracked.close)
+        return Loop(
+            settings=chosen,
+            clock=clock,
+            journal=self.journal,
+            releases=release.FileReleases(chosen.path("models"), key),
+            audit=self.audit,
+            trainer=ScriptTrainer(
+                fits,
+                script=chosen.path(str(chosen.training.script)),
+                project=chosen.project,
+                training=chosen.training,
+            ),
+            reporter=FileReporter(
+                reports, drawing, sample=chosen.monitor.sample, seed=chosen.project.seed
+            ),
+            tracker=tracked,
+            alerts=alerts(chosen.alerts.urls),
+            policy=decide.policy(chosen.decide),
+            copy=self.copy,
+            watch=watch or ignore,
+            report=reports / "drift_report.html",
+        )
+
+
+def ignore(outcome: object) -> None:
+    """A watcher that sees nothing."""
+
+
+def in_ci() -> bool:
+    """Whether this runs in continuous integration, where no key is made and nothing is tracked."""
+    return os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def load_project(path: Path | str = ".") -> Project:
+    """The project in a folder. Raises SettingsError for settings that do not hold."""
+    return Project(settings.read(path))
+
+
+def predictor(chosen: Settings) -> Predictor:
+    """What a server needs to answer; the champion is loaded by `Predictor.refresh`."""
+    project = Project(chosen)
+    return Predictor(project.releases, project.journal, WallClock(), serving=chosen.serving)

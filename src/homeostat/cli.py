@@ -1,0 +1,348 @@
+"""The command line: one thin verb per room.
+
+Every verb takes `--project DIR`; those that report take `--json`. Exit codes: 0 a decision was
+recorded, whatever it was; 1 refused to run or crashed, with the reason; 2 usage; with
+`--exit-code` also 3 drift, 4 broken data, 5 not enough data, 6 gate refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from homeostat import __version__, screen
+from homeostat.build import Project, load_project
+from homeostat.errors import HomeostatError
+from homeostat.records import Evidence, Outcome, State
+
+app = typer.Typer(
+    name="homeostat",
+    help="Keeps a deployed tabular model fit, unattended, and can prove that it did.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+labels = typer.Typer(help="True labels that came another way than /feedback.", no_args_is_help=True)
+log = typer.Typer(help="The journal as files.", no_args_is_help=True)
+app.add_typer(labels, name="labels")
+app.add_typer(log, name="log")
+
+Folder = Annotated[
+    Path, typer.Option("--project", "-p", help="The project's folder.", show_default=True)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+ExitCode = Annotated[
+    bool,
+    typer.Option("--exit-code", help="3 drift, 4 broken data, 5 not enough data, 6 gate refused."),
+]
+HERE = Path()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb and exit; errors raised on purpose become one line and exit code 1."""
+    try:
+        app(args=argv)
+    except HomeostatError as error:
+        screen.problem(error)
+        sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        screen.say(f"homeostat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- a project ---
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the project goes.")] = HERE,
+    data: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet of labelled rows to start from.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of the event time.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="binary, multiclass or regression; inferred if unset.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A column that is no feature; may be repeated.")
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(help="Zone in which naive times are read; UTC if unset.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a project: of your own data with --data, else the flights example."""
+    from homeostat import project
+
+    made = project.init(
+        folder,
+        data=data,
+        target=target,
+        time=time,
+        task=task,
+        exclude=tuple(exclude or ()),
+        timezone=timezone,
+    )
+    screen.made(made, as_json=as_json)
+
+
+@app.command()
+def doctor(folder: Folder = HERE, as_json: AsJson = False) -> None:
+    """Check that the project can run: settings, files, key, champion, disk, optional parts."""
+    from homeostat import doctor as checks
+
+    found = checks.examine(folder)
+    screen.checks(found, as_json=as_json)
+    if any(check.result == "wrong" for check in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def key(
+    role: Annotated[str, typer.Argument(help="predict, feedback or admin.")],
+    name: Annotated[str, typer.Option(help="Who holds it.")] = "client",
+) -> None:
+    """Make an API key: the key itself once, and the lines with its hash for homeostat.toml."""
+    import hashlib
+    import secrets
+
+    from homeostat.settings import Key
+
+    secret = secrets.token_urlsafe(32)
+    kept = Key.model_validate(
+        {"name": name, "role": role, "sha256": hashlib.sha256(secret.encode()).hexdigest()}
+    )
+    screen.say(f"Key, shown this once: {secret}")
+    screen.say("For homeostat.toml:\n")
+    screen.say("[[serving.keys]]")
+    for field, value in kept.model_dump().items():
+        screen.say(f'{field} = "{value}"')
+
+
+# --- the loop ---
+
+
+@app.command()
+def train(folder: Folder = HERE, as_json: AsJson = False) -> None:
+    """Train the first release; with a champion in place, a challenger that the gate judges."""
+    project = load_project(folder)
+    with screen.working("training"), project.loop() as loop:
+        outcome = loop.train()
+    _report(project, outcome, as_json=as_json)
+
+
+@app.command()
+def monitor(folder: Folder = HERE, as_json: AsJson = False, exit_code: ExitCode = False) -> None:
+    """Look at the newest window: evidence and reports, nothing is decided."""
+    project = load_project(folder)
+    with screen.working("looking at the newest window"), project.loop() as loop:
+        evidence = loop.monitor()
+    screen.evidence(evidence, project.settings.path("reports"), as_json=as_json)
+    if exit_code:
+        raise typer.Exit(_code(evidence))
+
+
+@app.command()
+def step(folder: Folder = HERE, as_json: AsJson = False, exit_code: ExitCode = False) -> None:
+    """Monitor, decide, act: what cron calls."""
+    project = load_project(folder)
+    with screen.working("taking one step"), project.loop() as loop:
+        outcome = loop.step()
+    _report(project, outcome, as_json=as_json)
+    if exit_code:
+        raise typer.Exit(_code(outcome.evidence, outcome))
+
+
+@app.command()
+def retrain(
+    folder: Folder = HERE,
+    force: Annotated[bool, typer.Option("--force", help="Train without drift, too.")] = False,
+    as_json: AsJson = False,
+    exit_code: ExitCode = False,
+) -> None:
+    """Act on the last drift_status.json: train if it says drift, release if the gate agrees."""
+    project = load_project(folder)
+    with screen.working("acting on the last status"), project.loop() as loop:
+        outcome = loop.retrain(force=force)
+    _report(project, outcome, as_json=as_json)
+    if exit_code:
+        raise typer.Exit(_code(None, outcome))
+
+
+@app.command()
+def rollback(
+    release: Annotated[str | None, typer.Argument(help="Id; the predecessor if unset.")] = None,
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Make an earlier release the champion again."""
+    project = load_project(folder)
+    with project.loop() as loop:
+        outcome = loop.roll_back(release)
+    _report(project, outcome, as_json=as_json)
+
+
+@app.command()
+def run(folder: Folder = HERE) -> None:
+    """Take a step now and then on the schedule of `run.every`, until stopped."""
+    import signal
+    import threading
+
+    project = load_project(folder)
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    every = project.settings.run.every
+    while not stop.is_set():
+        try:
+            with project.loop() as loop:
+                _report(project, loop.step(), as_json=False)
+        except HomeostatError as error:
+            screen.problem(error)
+        screen.say(f"Next step in {every}.")
+        stop.wait(every.total_seconds())
+
+
+@app.command()
+def serve(
+    folder: Folder = HERE,
+    host: Annotated[str | None, typer.Option(help="Instead of serving.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Instead of serving.port.")] = None,
+) -> None:
+    """Serve the champion over HTTP; new releases are picked up without a restart."""
+    import uvicorn
+
+    serving = load_project(folder).settings.serving
+    os.chdir(folder)
+    uvicorn.run(
+        "homeostat.web.api:create_app",
+        factory=True,
+        host=host or serving.host,
+        port=serving.port if port is None else port,
+        workers=serving.workers,
+        log_level="warning",
+        server_header=False,
+    )
+
+
+# --- what happened ---
+
+
+@app.command()
+def status(
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Tables of drift and gate, for a job summary.")
+    ] = False,
+) -> None:
+    """Which model serves, and what the last look found."""
+    screen.status(load_project(folder), as_json=as_json, markdown=markdown)
+
+
+@app.command()
+def history(
+    folder: Folder = HERE,
+    limit: Annotated[int, typer.Option(help="Newest lines to show.", min=1)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """The newest lines of the audit chain."""
+    screen.history(load_project(folder).audit.lines()[-limit:], as_json=as_json)
+
+
+@app.command()
+def verify(folder: Folder = HERE, as_json: AsJson = False) -> None:
+    """Recompute the audit chain, the signature of the champion, and every object's hash."""
+    project = load_project(folder)
+    lines = project.audit.verify()
+    champions = list(project.releases.line())
+    objects = 0
+    for release in champions:
+        for name in release.manifest["objects"]:
+            project.releases.object(release, name)
+            objects += 1
+    screen.verified(lines, champions, objects, as_json=as_json)
+
+
+@labels.command("add")
+def labels_add(
+    file: Annotated[
+        Path, typer.Argument(help="CSV or Parquet: prediction_id, label, labelled_at (optional).")
+    ],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Add labels by prediction id; labels of unknown ids are kept and joined later."""
+    from homeostat import transfer
+
+    screen.counts(transfer.add_labels(load_project(folder), file), as_json=as_json)
+
+
+@log.command("export")
+def log_export(
+    file: Annotated[Path, typer.Argument(help="Where to: .csv or .parquet.")],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Write all rows, joined with their labels, to one file."""
+    from homeostat import transfer
+
+    screen.counts(transfer.export(load_project(folder), file), as_json=as_json)
+
+
+@log.command("import")
+def log_import(
+    file: Annotated[Path, typer.Argument(help="A file as `log export` writes it.")],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Bring rows and labels into the journal's history; rows that it knows are left alone."""
+    from homeostat import transfer
+
+    screen.counts(transfer.load(load_project(folder), file), as_json=as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the demo's project; a new one if unset.")
+    ] = None,
+    weeks: Annotated[int, typer.Option(help="Weeks of the year to stream.", min=1, max=48)] = 48,
+) -> None:
+    """The whole loop over HTTP on a year of real flights."""
+    from homeostat import demo as show
+
+    show.run(out, weeks=weeks)
+
+
+def _report(project: Project, outcome: Outcome, *, as_json: bool) -> None:
+    screen.outcome(outcome, project.settings.path("reports"), as_json=as_json)
+
+
+def _code(evidence: Evidence | None, outcome: Outcome | None = None) -> int:
+    if outcome is not None and outcome.verdict is not None and not outcome.verdict.promote:
+        return 6
+    codes: dict[Any, int] = {
+        State.DRIFT: 3,
+        State.BROKEN_DATA: 4,
+        State.INSUFFICIENT_DATA: 5,
+        State.FAILED: 1,
+    }
+    return codes.get(evidence.state, 0) if evidence is not None else 0

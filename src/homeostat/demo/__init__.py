@@ -1,0 +1,86 @@
+"""The demo: the whole loop over real HTTP on a year of real flights.
+
+Takes a folder and a number of weeks; makes a project there, trains on January, starts a server,
+and streams the year through it in event time with a step of the loop each week. It leaves the
+project, `demo.json` and `demo.png`, and prints how the served model did beside January's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from homeostat import flights, project
+from homeostat.build import load_project
+from homeostat.demo.result import Result, measure, plot
+from homeostat.demo.server import Server
+from homeostat.demo.stream import WEEK, Stream
+from homeostat.demo.view import View
+from homeostat.errors import HomeostatError
+from homeostat.loop import Loop
+from homeostat.records import Outcome, Window
+
+START = datetime(2013, 2, 1, tzinfo=UTC)
+
+
+class StreamClock:
+    """The event time that the stream has reached."""
+
+    def __init__(self, now: datetime) -> None:
+        self.time = now
+
+    def now(self) -> datetime:
+        return self.time
+
+
+def run(folder: Path | None, *, weeks: int = 48) -> Result:
+    """The demo in `folder`, a new one beside the caller if None. Raises HomeostatError."""
+    began = time.monotonic()
+    root = _folder(folder)
+    view, clock = View(weeks), StreamClock(START)
+    with view.live():
+        view.says("reading the flights of 2013")
+        stream = Stream(flights.read(), START)
+        project.init(root)
+        here = load_project(root)
+        with here.loop(clock=clock) as loop:
+            view.says("training on January")
+            outcomes = [loop.train()]
+            view.says("starting the server")
+            with Server(root) as server:
+                for _ in range(weeks):
+                    clock.time += WEEK
+                    outcomes.append(_week(stream, server, loop, view))
+            view.says("comparing with January")
+            result = measure(here, outcomes, Window(START, clock.time), loop.trainer, began)
+    (root / "demo.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
+    plot(result, root / "demo.png")
+    view.closing(result, root)
+    return result
+
+
+def _week(stream: Stream, server: Server, loop: Loop, view: View) -> Outcome:
+    """Everything that departs and lands before the loop's present time, and then one step."""
+    end = loop.clock.now()
+    view.says(f"streaming the week of {end - WEEK:%d %B}")
+    for batch in stream.until(end):
+        server.predict(batch.rows)
+        server.feedback(batch.labels)
+        view.advance(len(batch.rows), len(batch.labels))
+    view.says("looking, deciding")
+    outcome = loop.step()
+    if outcome.promoted and outcome.release:
+        server.wait_for(outcome.release)
+    view.week(outcome)
+    return outcome
+
+
+def _folder(folder: Path | None) -> Path:
+    if folder is None:
+        folder = Path(f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    if folder.exists() and any(folder.iterdir()):
+        raise HomeostatError(f"{folder} is not empty.", hint="Give --out a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()

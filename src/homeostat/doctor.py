@@ -1,0 +1,85 @@
+"""Checks that a project can run, each with a remedy.
+
+Takes a project's folder and gives one `Check` for each thing that has to be in place; nothing is
+changed. `wrong` means that some verb will refuse, `note` that something optional is off.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from homeostat.build import Project, in_ci, load_project
+from homeostat.errors import HomeostatError
+from homeostat.release import signing_key
+
+ROOM = 100 * 2**20  # bytes of free disk under which a note is made
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    result: Literal["well", "note", "wrong"]
+    message: str
+
+
+def examine(folder: Path) -> tuple[Check, ...]:
+    """All checks on one folder; settings that do not hold end them."""
+    try:
+        project = load_project(folder)
+    except HomeostatError as error:
+        return (Check("settings", "wrong", str(error)),)
+    return (
+        Check("settings", "well", f"{project.settings.project.name} in {project.root}"),
+        *_rest(project),
+    )
+
+
+def _rest(project: Project) -> Iterator[Check]:
+    script = project.settings.path(str(project.settings.training.script))
+    if script.is_file():
+        yield Check("training script", "well", str(script))
+    else:
+        yield Check("training script", "wrong", f"{script} is missing; `homeostat init` writes one")
+    yield _guarded("champion", lambda: _champion(project))
+    yield _guarded("audit chain", lambda: f"{project.audit.verify()} lines")
+    yield _guarded("signing key", lambda: _key(project))
+    free = shutil.disk_usage(project.root).free
+    enough = "well" if free > ROOM else "note"
+    yield Check("disk", enough, f"{free / 2**30:.1f} GiB free")  # type: ignore[arg-type]
+    for part, module in (("MLflow", "mlflow"), ("alerts", "apprise")):
+        if find_spec(module):
+            yield Check(part, "well", "installed")
+        else:
+            yield Check(part, "note", f"not installed: pip install 'homeostat[{part.lower()}]'")
+
+
+def _guarded(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "well", look())
+    except HomeostatError as error:
+        return Check(name, "wrong", str(error))
+
+
+def _champion(project: Project) -> str:
+    champion = project.releases.champion()
+    if champion is None:
+        return "none yet; `homeostat train` makes the first"
+    for name in champion.manifest["objects"]:
+        project.releases.object(champion, name)
+    return f"{champion.short}, signature and {len(champion.manifest['objects'])} objects verified"
+
+
+def _key(project: Project) -> str:
+    folder, models = project.settings.path(".homeostat"), project.settings.path("models")
+    found = signing_key(folder, models, os.environ, make=False)
+    if found is not None:
+        return "present and trusted"
+    if (models / "trusted.pub").exists():
+        return "absent: challengers stay unsigned candidates here"
+    return "absent and not made in CI" if in_ci() else "the first training makes one"

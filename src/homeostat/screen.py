@@ -1,0 +1,190 @@
+"""What the command line prints: Rich tables for people, or one JSON document for programs.
+
+Takes records and writes to standard output; problems go to standard error. Names that come from
+data are never read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from homeostat.audit import jsonable
+from homeostat.errors import HomeostatError
+from homeostat.records import Evidence, Json, Outcome, Release, Verdict
+
+if TYPE_CHECKING:
+    from homeostat.build import Project
+    from homeostat.doctor import Check
+    from homeostat.project import Made
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    out.print(escape(text))
+
+
+def problem(error: HomeostatError) -> None:
+    err.print(f"[bold red]error[/] {escape(str(error))}")
+
+
+def working(what: str) -> AbstractContextManager[Any]:
+    """A spinner while something runs; silent where nobody watches."""
+    return err.status(f"{what} …")
+
+
+def document(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(jsonable(value), indent=1, sort_keys=True))
+
+
+def made(result: Made, *, as_json: bool) -> None:
+    if as_json:
+        document(result)
+        return
+    for line in result.said:
+        out.print(f"[green]•[/] {escape(line)}")
+    for name in result.written:
+        out.print(f"[dim]wrote[/] {escape(str(result.folder / name))}")
+
+
+def evidence(found: Evidence, reports: Path, *, as_json: bool) -> None:
+    if as_json:
+        document(found)
+        return
+    colour = {"stable": "green", "drift": "yellow"}.get(found.state.value, "red")
+    out.print(f"[bold {colour}]{found.state.value}[/] {escape(found.reason)}")
+    out.print(
+        f"[dim]{escape(str(found.window))}: {found.rows} rows, {found.labelled} labelled, "
+        f"{found.refused} refused[/]"
+    )
+    drifted = [column for column in found.columns if column.drifted]
+    if drifted:
+        table = Table("column", "distance", "threshold", "adjusted p", "test")
+        for column in sorted(drifted, key=lambda c: -c.distance)[:20]:
+            table.add_row(
+                escape(column.column),
+                f"{column.distance:.3f}",
+                f"{column.threshold:.3f}",
+                f"{column.adjusted_p_value:.2g}",
+                column.test,
+            )
+        out.print(table)
+    for finding in found.findings:
+        out.print(
+            f"[{'red' if finding.severity == 'block' else 'yellow'}]{finding.severity}[/] "
+            f"{escape(finding.message)}"
+        )
+    out.print(f"[dim]{escape(str(reports / 'drift_report.html'))}[/]")
+
+
+def outcome(result: Outcome, reports: Path, *, as_json: bool) -> None:
+    if as_json:
+        document(result)
+        return
+    if result.evidence is not None:
+        evidence(result.evidence, reports, as_json=False)
+    decision = result.decision
+    out.print(f"[bold]{decision.action.value}[/] {escape(decision.reason)}")
+    if result.verdict is not None:
+        out.print(_gate(result.verdict))
+        out.print(escape(result.verdict.reason))
+    if result.release is not None:
+        word = "promoted" if result.promoted else "serving"
+        out.print(f"[bold]{word}[/] release {result.release[:12]} [dim]({result.seconds:.1f} s)[/]")
+
+
+def _gate(verdict: Verdict) -> Table:
+    table = Table("gate", "champion", "challenger", "difference", "rows", "blocks")
+    table.add_row(
+        verdict.metric,
+        _figure(verdict.champion),
+        _figure(verdict.challenger),
+        f"{_figure(verdict.difference)} [{_figure(verdict.low)}, {_figure(verdict.high)}]".replace(
+            "[", "\\["
+        ),
+        str(verdict.rows),
+        str(verdict.blocks),
+    )
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.5f}"
+
+
+def status(project: Project, *, as_json: bool, markdown: bool) -> None:
+    from homeostat import report
+
+    champion = project.releases.champion()
+    last = report.read_status(project.settings.path("reports", "drift_status.json"))
+    gate = next(
+        (line["body"] for line in reversed(project.audit.lines()) if line["kind"] == "gate"), None
+    )
+    if as_json:
+        document({"champion": champion, "evidence": last, "gate": gate})
+    elif markdown:
+        print(report.summary(last, gate, champion))
+    else:
+        if champion is None:
+            out.print("No champion yet: run `homeostat train`.")
+        else:
+            since = champion.manifest["created_at"]
+            out.print(
+                f"[bold]{champion.short}[/] serves, made at {escape(since)}, "
+                f"trained on {champion.manifest['training']['rows']} rows"
+            )
+        if last is None:
+            out.print("No window was looked at yet: run `homeostat monitor`.")
+        else:
+            evidence(last, project.settings.path("reports"), as_json=False)
+
+
+def history(lines: Sequence[Mapping[str, Json]], *, as_json: bool) -> None:
+    if as_json:
+        document(list(lines))
+        return
+    table = Table("#", "at", "what", "why")
+    for line in lines:
+        body = line["body"]
+        why = body.get("reason") or body.get("decision", {}).get("reason", "")
+        table.add_row(str(line["seq"]), line["at"][:16], line["kind"], escape(str(why)))
+    out.print(table)
+
+
+def verified(lines: int, line: Sequence[Release], objects: int, *, as_json: bool) -> None:
+    if as_json:
+        document({"audit_lines": lines, "releases": [r.id for r in line], "objects": objects})
+        return
+    out.print(
+        f"[green]verified[/] {lines} lines of the audit chain, {len(line)} releases, "
+        f"{objects} objects"
+    )
+
+
+def counts(result: Mapping[str, Json], *, as_json: bool) -> None:
+    if as_json:
+        document(result)
+        return
+    say(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in result.items()))
+
+
+def checks(found: Sequence[Check], *, as_json: bool) -> None:
+    if as_json:
+        document(list(found))
+        return
+    colours = {"well": "green", "note": "yellow", "wrong": "red"}
+    for check in found:
+        out.print(
+            f"[{colours[check.result]}]{check.result:5}[/] {escape(check.name)}: "
+            f"{escape(check.message)}"
+        )

@@ -1,0 +1,122 @@
+"""Files in and out of the journal: labels added, rows exported and imported.
+
+Takes a project and a CSV or Parquet file; gives counts of what happened to the rows. An export
+read back by import is the same history.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+
+from homeostat.build import Project
+from homeostat.errors import HomeostatError, SchemaError
+from homeostat.records import Labelled
+from homeostat.schema import SYSTEM, TIMESTAMP, Schema
+
+CHUNK = 10_000  # labels handed to the journal at once
+
+
+def read(file: Path, types: dict[str, pa.DataType]) -> pa.Table:
+    """A CSV or Parquet file, by its ending; `types` of columns that must not be guessed."""
+    if not file.is_file():
+        raise HomeostatError(f"{file} does not exist.", hint="Give a CSV or Parquet file.")
+    if file.suffix == ".parquet":
+        return pq.read_table(file)
+    if file.suffix != ".csv":
+        raise HomeostatError(f"{file.name} is neither .csv nor .parquet.")
+    try:
+        return pcsv.read_csv(
+            file,
+            parse_options=pcsv.ParseOptions(newlines_in_values=True),
+            convert_options=pcsv.ConvertOptions(
+                column_types=types,
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+                null_values=[""],
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise HomeostatError(f"{file.name} cannot be read: {error}.") from error
+
+
+def add_labels(project: Project, file: Path) -> dict[str, int]:
+    """Labels by `prediction_id`; checked against the champion's target where there is one."""
+    text = {"prediction_id": pa.string(), "label": pa.string(), "labelled_at": TIMESTAMP}
+    table = read(file, text)
+    for name in ("prediction_id", "label"):
+        if name not in table.column_names:
+            raise SchemaError(
+                f"{file.name} has no column {name!r}.",
+                hint="It needs prediction_id and label, and may have labelled_at.",
+            )
+    now = pa.scalar(datetime.now(UTC), TIMESTAMP)
+    given = "labelled_at" in table.column_names
+    at = table.column("labelled_at").cast(TIMESTAMP) if given else pa.nulls(len(table), TIMESTAMP)
+    ready = pa.table(
+        {
+            "prediction_id": table.column("prediction_id").cast(pa.string()),
+            "label": _texts(project, table.column("label")),
+            "labelled_at": pc.fill_null(at, now),
+        }
+    )
+    total = Labelled(0, 0, 0)
+    for start in range(0, len(ready), CHUNK):
+        done = project.journal.label(ready.slice(start, CHUNK))
+        total = Labelled(
+            total.written + done.written,
+            total.repeated + done.repeated,
+            total.changed + done.changed,
+        )
+    return {"written": total.written, "repeated": total.repeated, "changed": total.changed}
+
+
+def _texts(project: Project, column: pa.ChunkedArray) -> pa.Array:
+    champion = project.releases.champion()
+    if champion is None:
+        return column.cast(pa.string())
+    target = Schema.from_json(project.releases.object(champion, "schema")).target
+    numeric = target.task == "regression"
+    values = (column.cast(pa.float64()) if numeric else column).to_pylist()
+    return pa.array([target.text(value) for value in values], pa.string())
+
+
+def export(project: Project, file: Path) -> dict[str, int]:
+    """All rows, joined with their labels, oldest first."""
+    rows = project.journal.read()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".parquet":
+        pq.write_table(rows, file, compression="zstd")
+    elif file.suffix == ".csv":
+        pcsv.write_csv(rows, file, pcsv.WriteOptions(quoting_style="all_valid"))
+    else:
+        raise HomeostatError(f"{file.name} is neither .csv nor .parquet.")
+    return {"rows": rows.num_rows}
+
+
+def load(project: Project, file: Path) -> dict[str, int]:
+    """Rows and labels of an export into history; known rows are left alone."""
+    champion = project.releases.champion()
+    types = {**SYSTEM, "label": pa.string(), "labelled_at": TIMESTAMP}
+    if champion is not None:
+        schema = Schema.from_json(project.releases.object(champion, "schema"))
+        types |= {feature.name: feature.arrow for feature in schema.features}
+    table = read(file, types)
+    missing = [name for name in (*SYSTEM, "label", "labelled_at") if name not in table.column_names]
+    if missing:
+        raise SchemaError(
+            f"{file.name} lacks the columns {', '.join(missing)}.",
+            hint="It must be a file that `homeostat log export` wrote.",
+        )
+    rows, marked = project.journal.load(table)
+    return {
+        "rows_written": rows.written,
+        "rows_known": rows.repeated,
+        "labels_written": marked.written,
+        "labels_known": marked.repeated,
+    }
