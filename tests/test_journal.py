@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from homeostat.errors import ConflictError, JournalError
-from homeostat.journal import FileJournal
+from homeostat.journal import FileJournal, tail
 from homeostat.records import Appended, Labelled, Refusal
 from homeostat.schema import TIMESTAMP, Feature, Schema, Target
 from homeostat.testing import (
@@ -179,10 +179,39 @@ def test_the_same_features_at_another_time_are_a_conflict(journal, rows):
 def test_known_rows_are_found_in_the_order_asked_for(journal, folder, rows):
     FileJournal(folder).append(rows.slice(0, 20))
     FileJournal(folder).append(rows.drop_columns(["gap"]).slice(20))
-    found = journal.known(["id-33", "nobody", "id-2", "id-33"])
+    found = journal.known(["id-33", "nobody", "\ud800", "id-2", "id-33"])
     assert found.column("prediction_id").to_pylist() == ["id-33", "id-2"]
     assert found.column("prediction").to_pylist() == ["1", "1"]
     assert found.slice(1).select(rows.column_names).equals(rows.slice(2, 1))
+
+
+def test_a_copy_that_somebody_left_in_the_folder_disturbs_nothing(journal, folder, rows):
+    journal.append(rows)
+    (folder / "predictions.backup.csv").write_bytes((folder / "predictions.csv").read_bytes())
+    assert journal.append(rows) == Appended(0, 40)
+    assert journal.read().num_rows == 40
+
+
+def test_rows_in_pieces_some_of_them_empty_are_written_as_they_are(journal, rows):
+    nothing = rows.schema.empty_table()
+    assert journal.append(nothing) == Appended(0, 0)
+    pieces = [nothing, rows.slice(0, 7), nothing, rows.slice(7, 1), rows.slice(8), nothing]
+    assert journal.append(pa.concat_tables(pieces)) == Appended(40, 0)
+    labels = label_rows(["id-0"], ["1"], START)
+    assert journal.label(pa.concat_tables([labels.slice(1), labels])) == Labelled(1, 0, 0)
+    back = journal.read()
+    assert back.select(rows.column_names).equals(rows)
+    assert back.column("label").null_count == 39
+
+
+def test_long_values_and_long_files_are_read_in_pieces(journal, folder, rows, monkeypatch):
+    long = with_column(rows.slice(0, 3), "city", 'long, "and"\nwide' * 400_000)
+    journal.append(rows.slice(3))
+    journal.append(long)
+    monkeypatch.setattr(tail, "_CHUNK", 1_000)
+    other = FileJournal(folder)
+    assert other.append(pa.concat_tables([long, rows.slice(3)])) == Appended(0, 40)
+    assert other.read().select(rows.column_names).equals(pa.concat_tables([long, rows.slice(3)]))
 
 
 def test_rows_that_the_journal_cannot_hold_are_refused(journal, rows):

@@ -14,6 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
+from homeostat.errors import JournalError
+
 _BLOCK = 1 << 22  # bytes that the parser takes at a time
 _WRITE = csv.WriteOptions(include_header=False, quoting_style="all_valid")
 _PARSE = csv.ParseOptions(newlines_in_values=True)
@@ -21,8 +23,11 @@ _PARSE = csv.ParseOptions(newlines_in_values=True)
 
 def encode(table: pa.Table) -> bytes:
     """The rows of `table`, one record each: null is nothing, an empty string is `""`."""
+    if not table.num_rows:
+        return b""
     sink = pa.BufferOutputStream()
-    csv.write_csv(table, sink, _WRITE)
+    # Of an empty chunk, Arrow's writer writes what its buffer last held.
+    csv.write_csv(table.combine_chunks(), sink, _WRITE)
     return bytes(sink.getvalue())
 
 
@@ -69,12 +74,17 @@ def complete(data: bytes) -> int:
 
 
 def ends(data: bytes, rows: int) -> NDArray[np.int64]:
-    """The offset just after each of the `rows` records that `data` consists of."""
+    """The offset just after each of the `rows` records that `data` consists of.
+
+    Raises JournalError where they are not as many, so that no misprint reaches a file.
+    """
     text = np.frombuffer(data, dtype=np.uint8)
     newlines = np.flatnonzero(text == ord("\n"))
     if len(newlines) != rows:  # some stand within quotes
         inside = np.logical_xor.accumulate(text == ord('"'))
         newlines = newlines[~inside[newlines]]
+    if len(newlines) != rows:
+        raise JournalError("the rows could not be written as CSV.")
     return newlines + 1
 
 

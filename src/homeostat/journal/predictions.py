@@ -7,6 +7,7 @@ read what the others appended. It gives counts, the rows of given ids, and all r
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from homeostat.journal.tail import Consumer, Rows, Tail
 from homeostat.records import Appended
 
 C = TypeVar("C", bound=Consumer)
+_ASIDE = re.compile(r"predictions\.([0-9a-f]{12})\.csv")
 _ENTRY = struct.Struct(">8sQI")  # digest of the content, offset and length of the record
 
 
@@ -87,9 +89,8 @@ class Files(Generic[C]):
             names = set()
         present: dict[str, Path] = {}
         for name in sorted(names):
-            parts = name.split(".")
-            if len(parts) == 3 and parts[0] == "predictions" and parts[2] == "csv":
-                present[self._known(f"predictions.{parts[1]}.schema.json")] = self.folder / name
+            if match := _ASIDE.fullmatch(name):
+                present[self._known(f"predictions.{match[1]}.schema.json")] = self.folder / name
         current = None
         if self.current.name in names:
             current = self._known("predictions.schema.json")
@@ -146,14 +147,13 @@ class Predictions:
                 known, digests = [known[i] for i in fresh], [digests[i] for i in fresh]
                 data = lines.encode(rows.take(pa.array(fresh, pa.int64())))
             if fresh:
+                ends = lines.ends(data, len(fresh)).tolist()
                 fingerprint = self._ready(shape.Shape(rows.schema), current)
                 tail = self._written.tails[fingerprint]
                 with tail.open(os.O_RDWR | os.O_APPEND) as file:
                     tail.follow(file)
                     self._disk.append(file, data, tail.end, tail.path)
-                self._written.consumers[fingerprint].note(
-                    known, digests, lines.ends(data, len(fresh)).tolist(), tail.end
-                )
+                self._written.consumers[fingerprint].note(known, digests, ends, tail.end)
                 tail.appended(len(data))
         return Appended(written=len(fresh), repeated=rows.num_rows - len(fresh))
 
@@ -165,7 +165,8 @@ class Predictions:
     def known(self, wanted: Sequence[str]) -> pa.Table:
         """The rows of the tail that have one of these ids, in the order of the ids."""
         found: dict[bytes, pa.Table] = {}
-        keys = list(dict.fromkeys(key.encode() for key in wanted))
+        # A lone surrogate is no error here: no row has such an id.
+        keys = list(dict.fromkeys(key.encode("utf-8", "surrogatepass") for key in wanted))
         with self._caught_up():
             for fingerprint, tail in self._written.tails.items():
                 entries = self._written.consumers[fingerprint].entries
