@@ -1,0 +1,210 @@
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from datetime import UTC, datetime, timedelta
+
+import cloudpickle
+import numpy as np
+import pytest
+import sklearn
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from homeostat.records import Candidate, Release, TrainingRows, Verdict
+from homeostat.settings import Tracking
+from homeostat.tracking import MAX_ENTRIES, MlflowTracker, NoTracker, tracker
+
+pytest.importorskip("mlflow", reason="the extra homeostat[mlflow] is not installed")
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+PATIENCE = timedelta(seconds=120)
+X = np.random.default_rng(0).normal(size=(60, 2))
+
+
+def model(depth=1):
+    return HistGradientBoostingClassifier(max_iter=2, max_depth=depth).fit(X, X[:, 0] > 0)
+
+
+def candidate(content=None, params=None):
+    return Candidate(
+        kind="retrain",
+        parent="a" * 64,
+        objects={"model": content or cloudpickle.dumps(model())},
+        training=TrainingRows(60, NOW - timedelta(days=30), NOW, NOW, "c" * 64),
+        seconds=1.5,
+        params=params or {"max_iter": "2"},
+        versions={
+            "python": "3.11.7",
+            "homeostat": "0.1.0",
+            "numpy": np.__version__,
+            "scikit-learn": sklearn.__version__,
+        },
+        seed=7,
+        log="fitting 60\n",
+    )
+
+
+def verdict(promote):
+    return Verdict(promote, "Better by 3 %.", "log_loss", 0.5, 0.4, -0.1, None, None, 90, 7, None)
+
+
+RELEASE = Release("b" * 64, 2, {})
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / ".homeostat").mkdir()
+    return tmp_path
+
+
+def made(project, **settings):
+    return MlflowTracker(project, Tracking(**settings), "flights/2013")
+
+
+def spooled(project):
+    return [path for path in (project / ".homeostat/tracking").iterdir() if path.name[0] != "."]
+
+
+def log(project):
+    return (project / ".homeostat/tracking.log").read_text()
+
+
+def test_trainings_are_runs_whose_models_load_back_and_aliases_follow_promotions(project):
+    report = project / "drift_report.html"
+    report.write_text("<html>drift</html>")
+    many = {f"p{place:03}": str(place) for place in range(150)}
+    pickled = [cloudpickle.dumps(model(depth)) for depth in (1, 2)]
+    tracking = made(project)
+    tracking.training(candidate(pickled[0], many), verdict(True), RELEASE, report)
+    tracking.training(candidate(pickled[1]), verdict(False), None, None)
+    tracking.close(PATIENCE)
+    assert spooled(project) == [], log(project)
+    (project / "X.pkl").write_bytes(pickle.dumps(X))
+    # Another process, since MLflow warns at import, and keeps its store open.
+    code = """
+        import json, pickle, mlflow
+        mlflow.set_tracking_uri("sqlite:///.homeostat/mlflow.db")
+        client = mlflow.MlflowClient()
+        X = pickle.load(open("X.pkl", "rb"))
+        found = {}
+        for alias in ("champion", "challenger"):
+            version = client.get_model_version_by_alias("flights-2013", alias)
+            run = client.get_run(version.run_id)
+            uri = f"models:/flights-2013@{alias}"
+            found[alias] = {
+                "version": int(version.version), "status": run.info.status,
+                "params": run.data.params, "metrics": run.data.metrics, "tags": run.data.tags,
+                "files": sorted(f.path for f in client.list_artifacts(version.run_id)),
+                "proba": mlflow.sklearn.load_model(uri).predict_proba(X)[:, 1].tolist(),
+                "pyfunc": [bool(p) for p in mlflow.pyfunc.load_model(uri).predict(X)],
+            }
+        print(json.dumps(found))
+    """
+    environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        cwd=project,
+        env=environ,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    champion, challenger = found["champion"], found["challenger"]
+    assert (champion["version"], challenger["version"]) == (1, 2)
+    assert champion["status"] == challenger["status"] == "FINISHED"
+    for run, depth in ((champion, 1), (challenger, 2)):
+        assert run["proba"] == model(depth).predict_proba(X)[:, 1].tolist()
+        assert run["pyfunc"] == model(depth).predict(X).tolist()
+    assert champion["params"] == {**many, "seed": "7"}
+    assert champion["metrics"]["gate_difference"] == -0.1
+    assert champion["metrics"]["training_rows"] == 60
+    assert "gate_low" not in champion["metrics"]
+    assert champion["tags"]["homeostat.release"] == RELEASE.id
+    assert challenger["tags"]["homeostat.promoted"] == "false"
+    assert challenger["tags"]["homeostat.reason"] == "Better by 3 %."
+    assert champion["files"] == ["drift_report.html", "fit.log"]
+    assert challenger["files"] == ["fit.log"]
+
+
+def test_a_store_that_is_down_delays_nothing_and_loses_nothing(project):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    down = made(project, uri=f"http://user:s3cret@127.0.0.1:{port}")
+    began = time.monotonic()
+    down.training(candidate(), verdict(False), None, None)
+    down.close()
+    assert time.monotonic() - began < 1
+    assert len(spooled(project)) == 1
+    up = made(project)
+    up.training(candidate(), verdict(False), None, None)
+    up.close(PATIENCE)
+    assert spooled(project) == [], log(project)
+    assert "s3cret" not in log(project)
+
+
+def test_an_entry_that_takes_too_long_or_was_changed_is_given_up_and_the_log_says_why(project):
+    tracking = made(project)
+    tracking._wake = lambda: None
+    tracking.training(candidate(b"not what it was"), verdict(False), None, None)
+    (entry,) = spooled(project)
+    (entry / "model.pkl").write_bytes(b"something else")
+    del tracking._wake
+    tracking.training(candidate(), verdict(False), None, None)
+    tracking.close(PATIENCE)
+    assert spooled(project) == []
+    assert log(project).count("is given up") == 1
+    assert "the spooled model is not what was written" in log(project)
+
+
+def test_a_folder_that_cannot_be_written_is_logged_and_stops_nothing(project, caplog):
+    (project / ".homeostat/tracking").write_text("in the way")
+    made(project).training(candidate(), verdict(False), None, None)
+    assert "A training was not tracked" in caplog.text
+
+
+def test_the_spool_is_bounded_and_drops_the_oldest(project, caplog):
+    tracking = made(project)
+    tracking._wake = lambda: None
+    for _ in range(MAX_ENTRIES + 2):
+        tracking.training(candidate(b"model"), verdict(False), None, None)
+    assert len(spooled(project)) == MAX_ENTRIES
+    assert "the oldest is dropped" in caplog.text
+
+
+def test_the_signing_key_does_not_reach_the_child(project, monkeypatch):
+    monkeypatch.setenv("HOMEOSTAT_SIGNING_KEY", "s3cret")
+    tracking = made(project)
+    tracking._wake()
+    worker = tracking._worker
+    if sys.platform == "linux":
+        with open(f"/proc/{worker.pid}/environ", "rb") as file:  # noqa: PTH123 - no regular file
+            assert b"s3cret" not in file.read()
+    tracking.close(PATIENCE)
+    assert worker.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ"),
+    [(Tracking(), {"CI": "true"}), (Tracking(), {"CI": "1"}), (Tracking(enabled=False), {})],
+)
+def test_it_is_off_in_ci_and_by_settings(project, settings, environ):
+    quiet = tracker(project, settings, "flights", environ)
+    assert isinstance(quiet, NoTracker)
+    quiet.training(candidate(b"model"), verdict(False), None, None)
+    quiet.close()
+    assert list((project / ".homeostat").iterdir()) == []
+
+
+def test_it_is_on_elsewhere(project):
+    assert isinstance(tracker(project, Tracking(), "flights", {}), MlflowTracker)
+
+
+def test_mlflow_is_not_imported_by_the_loop():
+    code = "import homeostat.tracking, sys; assert 'mlflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
