@@ -34,7 +34,10 @@ def _duration(value: Any) -> Any:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", value)
         if match is None:
             raise ValueError("must be a number and one of s, m, h, d, w, for example '7d'")
-        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+        try:
+            return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+        except OverflowError:
+            raise ValueError("is too long; 10000w is long enough for ever") from None
     return value
 
 
@@ -43,7 +46,7 @@ def _short(value: timedelta) -> str:
     for unit in ("d", "h", "m"):
         if seconds and seconds % _UNITS[unit] == 0:
             return f"{int(seconds // _UNITS[unit])}{unit}"
-    return f"{seconds:g}s"
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(_short)]
@@ -262,7 +265,8 @@ def read(root: Path | str = ".", **overrides: Any) -> Settings:
     file = root / FILE
     try:
         source = TomlConfigSettingsSource(Settings, file) if file.is_file() else dict
-        return Settings(**{**source(), **overrides, "root": root})
+        # Here, and not as an argument: a variable would beat that, and no variable moves a project.
+        return Settings(**{**source(), **overrides}).model_copy(update={"root": root})
     except TOMLDecodeError as error:
         raise SettingsError(f"{file} is not valid TOML: {error}.") from error
     except ValidationError as error:
