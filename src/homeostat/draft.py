@@ -7,16 +7,15 @@ one plain line for each thing that was inferred, so that a person can disagree.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 from zoneinfo import available_timezones
 
+from homeostat import starter
 from homeostat.errors import ProjectError
 from homeostat.records import Task
 from homeostat.schema import RESERVED, Feature, Schema, infer
@@ -60,7 +59,7 @@ def draft(
     target: str,
     time: str,
     *,
-    task: Task | None = None,
+    task: str | None = None,
     exclude: Sequence[str] = (),
     timezone: str | None = None,
 ) -> Draft:
@@ -81,7 +80,9 @@ def draft(
     if rows.empty:
         raise ProjectError(f"no row of {data.name} has both a target and a time.")
     found = _left_out(rows, times[time].utc, {target, *times, *exclude, "prediction_id"})
-    schema = infer(rows, target=target, task=task, exclude=[*times, *exclude, *found])
+    schema = infer(
+        rows, target=target, task=cast("Task | None", task), exclude=[*times, *exclude, *found]
+    )
     said = [f"{len(rows):,} labelled rows in {data.name}{_without(len(frame) - len(rows))}."]
     said += [line for read in times.values() for line in read.said]
     said += _told(schema, found, rows)
@@ -101,7 +102,9 @@ def draft(
         said.append(f"95 % of the labels are there after {delay} (labels.delay).")
     if len(rows) < (least := Training().min_rows):
         said.append(f"a training wants {least} rows (training.min_rows): more have to come first.")
-    script = _script(data, root, schema, time, times)
+    script = starter.script(
+        data, root, schema.target, time, {name: read.code for name, read in times.items()}
+    )
     return Draft({**settings, **lengths}, script, tuple(said))
 
 
@@ -182,7 +185,7 @@ def _ways(first: str) -> list[tuple[str, dict[str, Any], str]]:
         guessed = guess_datetime_format(first, dayfirst=dayfirst)
         if guessed is not None:
             said = f"{guessed}, {order} where both are numbers; see load() if that is wrong"
-            ways.append((f"format={_text(guessed)}", {"format": guessed}, said))
+            ways.append((f"format={starter.text(guessed)}", {"format": guessed}, said))
     return ways
 
 
@@ -319,82 +322,3 @@ def _short(length: timedelta, *, whole: bool = True) -> str:
     if hours % 24 == 0 or (not whole and hours > 48):
         return f"{hours / 24:.0f}d"
     return f"{hours:.0f}h"
-
-
-def _script(data: Path, root: Path, schema: Schema, time: str, times: Mapping[str, _Times]) -> str:
-    full = data.resolve()
-    inside = full.is_relative_to(root)
-    reads = {True: "read_parquet(DATA)", False: "read_csv(DATA, low_memory=False)"}
-    conversions = "".join(
-        f"    frame[{_text(name)}] = pd.to_datetime(frame[{_text(name)}], {read.code})\n"
-        for name, read in times.items()
-        if read.code
-    )
-    regression = schema.target.task == "regression"
-    return _TRAIN.substitute(
-        data=f"ROOT / {_text(full.relative_to(root).as_posix())}"
-        if inside
-        else f"Path({_text(str(full))})",
-        target=_text(schema.target.name),
-        time=_text(time),
-        read=reads[full.name.lower().endswith(".parquet")],
-        conversions=conversions,
-        learner="HistGradientBoosting" + ("Regressor" if regression else "Classifier"),
-    )
-
-
-def _text(value: str) -> str:
-    """A Python literal, in the quotes that formatters prefer."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-_TRAIN = Template('''\
-"""The model of this project: which rows there are, and how a model is fitted to them.
-
-Homeostat calls load() before every training and keeps the rows that are new to it; fit() gets
-rows that have a label. Whatever follows scikit-learn's protocol may be returned.
-"""
-
-import sys
-from pathlib import Path
-
-import pandas as pd
-from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import $learner
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OrdinalEncoder
-
-ROOT = Path(__file__).resolve().parents[2]
-DATA = $data
-TARGET = $target
-TIME = $time
-
-
-def load() -> pd.DataFrame:
-    """All labelled rows that there are now: features, target and time."""
-    frame = pd.$read
-$conversions    return frame.dropna(subset=[TARGET, TIME])
-
-
-def fit(frame: pd.DataFrame) -> Pipeline:
-    """A model of the target: boosted trees, which take nulls and unseen categories as they come."""
-    features = frame.drop(columns=[TARGET, TIME], errors="ignore").dropna(axis=1, how="all")
-    categories = list(features.select_dtypes(exclude="number"))
-    numbers = [name for name in features if name not in categories]
-    encode = OrdinalEncoder(
-        handle_unknown="use_encoded_value", unknown_value=float("nan"), max_categories=250
-    )
-    columns = ColumnTransformer(
-        [("categories", encode, categories), ("numbers", "passthrough", numbers)]
-    )
-    trees = $learner(
-        categorical_features=list(range(len(categories))), random_state=0
-    )
-    return make_pipeline(columns, trees).fit(features, frame[TARGET])
-
-
-if __name__ == "__main__":
-    from homeostat.cli import main
-
-    main(["train", "--project", str(ROOT), *sys.argv[1:]])
-''')

@@ -23,7 +23,6 @@ from pydantic import BaseModel
 from homeostat import __version__
 from homeostat.draft import Draft, draft
 from homeostat.errors import ProjectError
-from homeostat.records import Task
 from homeostat.settings import FILE, Settings
 
 IGNORE = ".gitignore"
@@ -68,7 +67,7 @@ def init(
     data: Path | str | None = None,
     target: str | None = None,
     time: str | None = None,
-    task: Task | None = None,
+    task: str | None = None,
     exclude: Sequence[str] = (),
     timezone: str | None = None,
 ) -> Made:
