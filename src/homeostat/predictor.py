@@ -255,25 +255,21 @@ class Predictor:
         """Journal the rows. A row that came again without a time keeps the time it was given at
         first, so that a client which tries again is not told of a conflict.
         """
-        timed = self._timed(table, batch.untimed)
         try:
             try:
-                return self._journal.append(timed)
+                return self._journal.append(table)
             except ConflictError:
-                # The first try may have been journalled just now, by another thread or worker.
-                again = self._timed(table, batch.untimed)
-                if again.equals(timed):
+                if not batch.untimed:
                     raise
-                return self._journal.append(again)
+                return self._journal.append(self._timed(table, batch.untimed))
         except ConflictError as error:
             # The row's number in the request, not among its distinct rows.
             row = None if error.row is None else list(batch.places.values())[error.row]
             raise ConflictError(error.message, row=row, hint=error.hint) from None
 
     def _timed(self, table: pa.Table, untimed: frozenset[str]) -> pa.Table:
-        known = self._journal.known(sorted(untimed)) if untimed else None
-        if known is None or not known.num_rows:
-            return table
+        """The rows, those of the given ids at the times that are recorded for them."""
+        known = self._journal.known(sorted(untimed))
         first = dict(zip(*(known.column(name).to_pylist() for name in _KEY), strict=True))
         given = zip(*(table.column(name).to_pylist() for name in _KEY), strict=True)
         times = [first.get(name, when) for name, when in given]
