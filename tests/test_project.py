@@ -314,22 +314,22 @@ def test_times_with_the_day_first_are_read_so_and_it_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "days", "block", "window", "cooldown"),
+    ("count", "days", "block", "window", "gate", "cooldown"),
     [
-        (2_000, 4, "1h", "1d", "4d"),  # many rows, few days
-        (600, 60, "7d", "35d", "35d"),  # ten rows a day are too few for blocks of a day
-        (2_000, 60, None, None, None),  # the defaults: a day, a week, four weeks
-        (8_000, 900, "7d", "35d", "35d"),  # more than 400 days
-        (3_000, 900, "7d", "70d", "70d"),  # 35 days would hold fewer than 200 rows
+        (2_000, 4, "1h", "1d", "2d", "4d"),  # many rows, few days
+        (600, 60, "7d", "35d", "35d", "35d"),  # ten rows a day are too few for blocks of a day
+        (2_000, 60, None, None, None, None),  # the defaults: a day, a week, four weeks
+        (8_000, 900, "7d", "35d", "35d", "35d"),  # more than 400 days
+        (3_000, 900, "7d", "70d", "70d", "70d"),  # 35 days would hold fewer than 200 rows
     ],
 )
 def test_block_and_window_follow_the_span_and_the_rate(
-    tmp_path, count, days, block, window, cooldown
+    tmp_path, count, days, block, window, gate, cooldown
 ):
     lengths = drafted(tmp_path, rows(count, days=days)).settings
     assert lengths.get("monitor", {}).get("block") == block
     assert lengths.get("monitor", {}).get("window") == window
-    assert lengths.get("gate", {}).get("window") == window
+    assert lengths.get("gate", {}).get("window") == gate
     assert lengths.get("decide", {}).get("cooldown") == cooldown
 
 

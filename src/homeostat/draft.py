@@ -279,7 +279,8 @@ def _lengths(utc: pd.Series[Any]) -> tuple[dict[str, dict[str, Any]], str]:
 
     The block is the shortest of an hour, a day and a week that cuts the data into at most 400 and
     holds 20 rows on average. A window has 24 hours, 7 days or 5 weeks, and is doubled while it
-    would hold fewer than 200 rows, as long as ten of them fit into the data.
+    would hold fewer than 200 rows, as long as ten of them fit into the data. The gate judges on
+    two windows, or on one if it is of weeks.
     """
     span = (utc.max() - utc.min()).to_pytimedelta()
     if span < HOUR:
@@ -295,13 +296,13 @@ def _lengths(utc: pd.Series[Any]) -> tuple[dict[str, dict[str, Any]], str]:
         window *= 2
     why = (
         f"{len(utc) * (DAY / span):,.3g} rows a day over {_short(span, whole=False)}: blocks of "
-        f"{_short(block)}, windows of {_short(window)} (monitor.block and window, gate.window)."
+        f"{_short(block)}, windows of {_short(window)} (monitor.block, monitor.window)."
     )
     if (block, window) == (DAY, WEEK):
         return {}, why
     lengths: dict[str, dict[str, Any]] = {
         "monitor": {"window": _short(window), "block": _short(block)},
-        "gate": {"window": _short(window)},
+        "gate": {"window": _short(window if block == WEEK else 2 * window)},
         "decide": {"cooldown": _short(max(window, min(4 * window, 28 * DAY)))},
     }
     if block < DAY:
