@@ -4,9 +4,10 @@ import pickle
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import cloudpickle
 import numpy as np
@@ -16,24 +17,38 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from homeostat.records import Candidate, Release, TrainingRows, Verdict
 from homeostat.settings import Tracking
-from homeostat.tracking import MAX_ENTRIES, MlflowTracker, NoTracker, tracker
+from homeostat.tracking import (
+    MAX_ENTRIES,
+    MlflowTracker,
+    NoTracker,
+    _attempt,
+    _Store,
+    tracker,
+)
 
-pytest.importorskip("mlflow", reason="the extra homeostat[mlflow] is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("mlflow") is None, reason="the extra homeostat[mlflow] is not installed"
+)
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 PATIENCE = timedelta(seconds=120)
+MANY = {f"p{place:03}": str(place) for place in range(150)}
 X = np.random.default_rng(0).normal(size=(60, 2))
 
 
-def model(depth=1):
+def model(depth):
     return HistGradientBoostingClassifier(max_iter=2, max_depth=depth).fit(X, X[:, 0] > 0)
 
 
-def candidate(content=None, params=None):
+def pickled(depth):
+    return cloudpickle.dumps(model(depth))
+
+
+def candidate(content, params=None):
     return Candidate(
         kind="retrain",
         parent="a" * 64,
-        objects={"model": content or cloudpickle.dumps(model())},
+        objects={"model": content},
         training=TrainingRows(60, NOW - timedelta(days=30), NOW, NOW, "c" * 64),
         seconds=1.5,
         params=params or {"max_iter": "2"},
@@ -73,98 +88,113 @@ def log(project):
     return (project / ".homeostat/tracking.log").read_text()
 
 
-def test_trainings_are_runs_whose_models_load_back_and_aliases_follow_promotions(project):
+# Another process, since MLflow warns at import, and keeps its store open.
+LOOK = """
+import json, pickle, mlflow
+mlflow.set_tracking_uri("sqlite:///.homeostat/mlflow.db")
+client = mlflow.MlflowClient()
+X = pickle.load(open("X.pkl", "rb"))
+found = {}
+for alias in ("champion", "challenger"):
+    version = client.get_model_version_by_alias("flights-2013", alias)
+    run = client.get_run(version.run_id)
+    uri = f"models:/flights-2013@{alias}"
+    found[alias] = {
+        "version": int(version.version), "status": run.info.status,
+        "params": run.data.params, "metrics": run.data.metrics, "tags": run.data.tags,
+        "files": sorted(f.path for f in client.list_artifacts(version.run_id)),
+        "proba": mlflow.sklearn.load_model(uri).predict_proba(X)[:, 1].tolist(),
+        "pyfunc": [bool(p) for p in mlflow.pyfunc.load_model(uri).predict(X)],
+    }
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """A training while the store is down, one that is tampered with, a promoted, a rejected one."""
+    project = tmp_path_factory.mktemp("project")
     report = project / "drift_report.html"
     report.write_text("<html>drift</html>")
-    many = {f"p{place:03}": str(place) for place in range(150)}
-    pickled = [cloudpickle.dumps(model(depth)) for depth in (1, 2)]
-    tracking = made(project)
-    tracking.training(candidate(pickled[0], many), verdict(True), RELEASE, report)
-    tracking.training(candidate(pickled[1]), verdict(False), None, None)
-    tracking.close(PATIENCE)
-    assert spooled(project) == [], log(project)
-    (project / "X.pkl").write_bytes(pickle.dumps(X))
-    # Another process, since MLflow warns at import, and keeps its store open.
-    code = """
-        import json, pickle, mlflow
-        mlflow.set_tracking_uri("sqlite:///.homeostat/mlflow.db")
-        client = mlflow.MlflowClient()
-        X = pickle.load(open("X.pkl", "rb"))
-        found = {}
-        for alias in ("champion", "challenger"):
-            version = client.get_model_version_by_alias("flights-2013", alias)
-            run = client.get_run(version.run_id)
-            uri = f"models:/flights-2013@{alias}"
-            found[alias] = {
-                "version": int(version.version), "status": run.info.status,
-                "params": run.data.params, "metrics": run.data.metrics, "tags": run.data.tags,
-                "files": sorted(f.path for f in client.list_artifacts(version.run_id)),
-                "proba": mlflow.sklearn.load_model(uri).predict_proba(X)[:, 1].tolist(),
-                "pyfunc": [bool(p) for p in mlflow.pyfunc.load_model(uri).predict(X)],
-            }
-        print(json.dumps(found))
-    """
-    environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
-        cwd=project,
-        env=environ,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    champion, challenger = found["champion"], found["challenger"]
-    assert (champion["version"], challenger["version"]) == (1, 2)
-    assert champion["status"] == challenger["status"] == "FINISHED"
-    for run, depth in ((champion, 1), (challenger, 2)):
-        assert run["proba"] == model(depth).predict_proba(X)[:, 1].tolist()
-        assert run["pyfunc"] == model(depth).predict(X).tolist()
-    assert champion["params"] == {**many, "seed": "7"}
-    assert champion["metrics"]["gate_difference"] == -0.1
-    assert champion["metrics"]["training_rows"] == 60
-    assert "gate_low" not in champion["metrics"]
-    assert champion["tags"]["homeostat.release"] == RELEASE.id
-    assert challenger["tags"]["homeostat.promoted"] == "false"
-    assert challenger["tags"]["homeostat.reason"] == "Better by 3 %."
-    assert champion["files"] == ["drift_report.html", "fit.log"]
-    assert challenger["files"] == ["fit.log"]
-
-
-def test_a_store_that_is_down_delays_nothing_and_loses_nothing(project):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     down = made(project, uri=f"http://user:s3cret@127.0.0.1:{port}")
     began = time.monotonic()
-    down.training(candidate(), verdict(False), None, None)
-    down.close()
-    assert time.monotonic() - began < 1
-    assert len(spooled(project)) == 1
+    down.training(candidate(pickled(1)), verdict(False), None, None)
+    delay = time.monotonic() - began
+    down.close(PATIENCE)
+    waiting = len(spooled(project))
     up = made(project)
-    up.training(candidate(), verdict(False), None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(up, "_wake", lambda: None)
+        up.training(candidate(pickled(1)), verdict(False), None, None)
+    (max(spooled(project)) / "model.pkl").write_bytes(b"something else")
+    up.training(candidate(pickled(1), MANY), verdict(True), RELEASE, report)
+    up.training(candidate(pickled(2)), verdict(False), None, None)
     up.close(PATIENCE)
-    assert spooled(project) == [], log(project)
-    assert "s3cret" not in log(project)
+    (project / "X.pkl").write_bytes(pickle.dumps(X))
+    look = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOOK],
+        cwd=project,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert look.returncode == 0, log(project)
+    found = json.loads(look.stdout.splitlines()[-1])
+    return SimpleNamespace(project=project, delay=delay, waiting=waiting, **found)
 
 
-def test_an_entry_that_takes_too_long_or_was_changed_is_given_up_and_the_log_says_why(project):
-    tracking = made(project)
-    tracking._wake = lambda: None
-    tracking.training(candidate(b"not what it was"), verdict(False), None, None)
-    (entry,) = spooled(project)
-    (entry / "model.pkl").write_bytes(b"something else")
-    del tracking._wake
-    tracking.training(candidate(), verdict(False), None, None)
-    tracking.close(PATIENCE)
-    assert spooled(project) == []
-    assert log(project).count("is given up") == 1
-    assert "the spooled model is not what was written" in log(project)
+def test_a_training_is_a_run_with_parameters_metrics_tags_and_report(story):
+    assert story.champion["status"] == story.challenger["status"] == "FINISHED"
+    assert story.champion["params"] == {**MANY, "seed": "7"}
+    assert story.champion["metrics"]["gate_difference"] == -0.1
+    assert story.champion["metrics"]["training_rows"] == 60
+    assert "gate_low" not in story.champion["metrics"]
+    assert story.champion["tags"]["homeostat.release"] == RELEASE.id
+    assert story.challenger["tags"]["homeostat.promoted"] == "false"
+    assert story.challenger["tags"]["homeostat.reason"] == "Better by 3 %."
+    assert story.champion["files"] == ["drift_report.html", "fit.log"]
+    assert story.challenger["files"] == ["fit.log"]
+
+
+@pytest.mark.parametrize(("alias", "depth"), [("champion", 1), ("challenger", 2)])
+def test_a_model_loads_back_through_mlflow_and_predicts_the_same(story, alias, depth):
+    found = getattr(story, alias)
+    assert found["proba"] == model(depth).predict_proba(X)[:, 1].tolist()
+    assert found["pyfunc"] == model(depth).predict(X).tolist()
+
+
+def test_the_champions_alias_moves_only_on_promotion(story):
+    assert story.challenger["version"] == story.champion["version"] + 1
+
+
+def test_a_store_that_is_down_delays_nothing_and_loses_nothing(story):
+    assert story.delay < 1
+    assert story.waiting == 1
+    assert "No store (trainings that wait: 1)" in log(story.project)
+    assert story.champion["version"] == 2  # the one that waited was recorded first
+    assert spooled(story.project) == []
+    assert "s3cret" not in log(story.project)
+
+
+def test_a_model_that_was_tampered_with_is_given_up_and_the_log_says_why(story):
+    assert log(story.project).count("is given up") == 1
+    assert "the spooled model is not what was written" in log(story.project)
+
+
+def test_an_entry_that_takes_too_long_is_given_up():
+    began = time.monotonic()
+    problem = _attempt(_Store("uri", "flights", 0.05), lambda: time.sleep(30))
+    assert problem == "TimeoutError: it took longer than 0.05 seconds (tracking.timeout)"
+    assert time.monotonic() - began < 5
 
 
 def test_a_folder_that_cannot_be_written_is_logged_and_stops_nothing(project, caplog):
     (project / ".homeostat/tracking").write_text("in the way")
-    made(project).training(candidate(), verdict(False), None, None)
+    made(project).training(candidate(b"model"), verdict(False), None, None)
     assert "A training was not tracked" in caplog.text
 
 

@@ -214,6 +214,7 @@ class _Store:
 def main(root: Path) -> None:
     """Record what is spooled: once at each line of standard input, and a last time at its end."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    os.nice(10)  # records are for people: serving and training go first
     first = sys.stdin.readline()
     if not first:
         return
@@ -232,7 +233,7 @@ def _drain(root: Path, store: _Store) -> None:
         while entries := _entries(spool):
             problem = _attempt(store, lambda: _experiment(root, store))
             if problem:
-                LOGGER.error("No store; %s trainings wait: %s", len(entries), problem)
+                LOGGER.error("No store (trainings that wait: %s): %s", len(entries), problem)
                 return
             entry = entries[0]
             problem = _attempt(store, lambda entry=entry: _record(root, store, entry))
