@@ -108,11 +108,11 @@ def _frames(
 
 
 def _run(frames: Sequence[pd.DataFrame], schema: Schema, shown: Mapping[str, str]) -> Any:
+    if not shown:
+        raise EngineError("there is no column that Evidently can compare.")
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    if not shown:
-        raise EngineError("there is no column that Evidently can compare.")
     numbers = [shown[name] for name in shown if schema.by_name[name].kind == "number"]
     others = [text for text in shown.values() if text not in numbers]
     definition = DataDefinition(numerical_columns=numbers, categorical_columns=others)

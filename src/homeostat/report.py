@@ -92,10 +92,7 @@ class FileReporter:
 
     def last(self) -> Evidence | None:
         """The evidence of the last status; None when there is none that can be read."""
-        try:
-            return from_status(json.loads((self._folder / STATUS).read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+        return read(self._folder)
 
     def _bounded(self, rows: pa.Table, schema: Schema) -> pa.Table:
         rows = rows.select([name for name in schema.names if name in rows.column_names])
@@ -103,6 +100,14 @@ class FileReporter:
             return rows
         drawn = np.random.default_rng(self._seed).choice(rows.num_rows, self._sample, replace=False)
         return rows.take(np.sort(drawn))
+
+
+def read(folder: Path) -> Evidence | None:
+    """The evidence of the status in `folder`; None when there is none that can be read."""
+    try:
+        return from_status(json.loads((folder / STATUS).read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 _PAGE = """<!DOCTYPE html>

@@ -40,7 +40,7 @@ class RowsNull:
     P(D > d) = Q((√e + .12 + .11/√e)·d), e = nm/(n+m) (Stephens 1970, J. R. Stat. Soc. B 32:115);
     in cells instead of values it is conservative. Unordered cells: the distance is the sum of
     absolute Gaussian variables, so c·χ with ν degrees of freedom is given its mean and variance,
-    both exact, then a margin for its tail; half a row is taken off as a continuity correction.
+    both exact, and then a margin for its tail; half a row is taken off as a continuity correction.
     """
 
     scale: float  # what multiplies the distance
@@ -57,7 +57,9 @@ class RowsNull:
     @classmethod
     def unordered(cls, shares: Floats, n: float, m: float) -> RowsNull:
         """`shares` of the cells in both samples together, shape (cells,)."""
-        shares = shares[shares > 0]
+        # A cell may be rarer still than a group is meant to be; its noise is that of five rows.
+        least = min(0.5, MIN_EXPECTED / min(n, m))
+        shares = np.maximum(shares[shares > 0], least) if len(shares) > 1 else shares
         each = 1 / n + 1 / m
         offset = float(each / 2)
         if len(shares) < 2:
@@ -162,10 +164,10 @@ def drift(
 
     Distances lie in [0, 1]. Numbers: sup |F − G| over the bin edges, null counted as smaller
     than every number. Categories and booleans: total variation ½·Σ|p − q|, levels too rare to
-    expect five of in the smaller sample taken together. p-values are adjusted after Holm (1979,
-    Scand. J. Stat. 6:65) over `columns`, so that the chance of any false alarm is at most
-    `alpha`; a distance up to `min_effect` is never called drift. Columns without rows on either
-    side are left out. Where the reference has fewer than ten disjoint windows as long as the
+    expect five of in the smaller sample taken together in groups. p-values are adjusted after
+    Holm (1979, Scand. J. Stat. 6:65) over `columns`, so that the chance of any false alarm is at
+    most `alpha`; a distance up to `min_effect` is never called drift. Columns without rows on
+    either side are left out. Where the reference has fewer than ten disjoint windows as long as the
     current one, independent rows are assumed, and the test's name says "rows".
     """
     tests = [test for name in columns if (test := _test(reference, current, name)) is not None]
@@ -266,21 +268,21 @@ def _distance(left: Counts, right: Counts, column: Column) -> Floats:
 
 
 def _pooled(before: Counts, after: Counts) -> tuple[Counts, Counts]:
-    """Merge the cells too rare to test alone, rarest first; which, both samples together tell."""
+    """Rare cells together, rarest first, in groups of which five are expected in the smaller
+    sample; which ones, both samples together tell, so that under the null it is no choice.
+    """
     total = before.sum(axis=0) + after.sum(axis=0)
-    smaller = min(before.sum(), after.sum())
-    expected = total * (smaller / total.sum())
+    expected = total * (min(before.sum(), after.sum()) / total.sum())
     order = np.argsort(expected, kind="stable")
-    rare = int((expected < MIN_EXPECTED).sum())
-    # What the rare cells come to may itself be too rare; then they take the next one along.
-    while 0 < rare < len(order) and 0 < expected[order[:rare]].sum() < MIN_EXPECTED:
-        rare += 1
-    pooled, kept = order[:rare], order[rare:]
-
-    def merge(counts: Counts) -> Counts:
-        return np.column_stack([counts[:, pooled].sum(axis=1), counts[:, kept]])
-
-    return merge(before), merge(after)
+    starts, held = [], np.inf
+    for place, cell in enumerate(expected[order]):
+        # A frequent cell stays alone, lest what is left over of the rare ones hide in it.
+        if held >= MIN_EXPECTED or cell >= MIN_EXPECTED:
+            starts.append(place)
+            held = 0.0
+        held += cell
+    left, right = (np.add.reduceat(c[:, order], starts, axis=1) for c in (before, after))
+    return left, right
 
 
 def _freedom(ratio: float) -> float:

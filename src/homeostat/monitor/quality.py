@@ -29,7 +29,7 @@ REFUSED_BLOCK = 0.5  # share of all rows sent that the server refused
 REFUSED_WARN = 0.05
 VOLUME_WARN = 0.1  # rows per block, as a share of the reference's
 CONSTANT_SHARE = 0.9  # a column is no constant to begin with below this share of one value
-SIGNIFICANCE = 1e-3  # a warning must be less likely than this among independent rows
+SIGNIFICANCE = 1e-3  # what is found in a column must be rarer than this by chance of its rows
 
 
 def quality(
@@ -84,7 +84,7 @@ def _column(column: Column, before: Counts, after: Counts) -> Finding | None:
     null = after[:, -1].sum()
     usual = _most(before, -1, length)
     if null == rows:
-        if usual == 1:
+        if usual**rows > SIGNIFICANCE:
             return None
         message = f"{column.name!r} is null throughout; the reference held values."
         return Finding("empty_column", "block", column.name, 1.0, usual, message)

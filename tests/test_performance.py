@@ -1,0 +1,145 @@
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from homeostat.errors import SchemaError
+from homeostat.monitor.performance import Scope, hurts, interval, performance
+from homeostat.records import Hurts, Interval, Performance
+from homeostat.schema import TIMESTAMP, Feature, Schema, Target
+from homeostat.scoring import tabulate
+
+DAY = timedelta(days=1)
+START = datetime(2024, 1, 1, tzinfo=UTC)
+FEATURES = (Feature("x", "number"),)
+BINARY = Schema(FEATURES, Target("y", "binary", "bool", ("false", "true")))
+CLASSES = Schema(FEATURES, Target("y", "multiclass", "str", ("a", "b", "c")))
+NUMBER = Schema(FEATURES, Target("y", "regression", "float"))
+SCOPE = Scope("r1", START + 365 * DAY, DAY, None)
+RNG = np.random.default_rng(0)
+
+
+def table(schema, output, labels, days=7, release="r1"):
+    count = len(output)
+    kind = pa.float64() if schema.target.task == "regression" else pa.string()
+    columns = {
+        "occurred_at": pa.array(
+            [START + DAY * (days * i / count) for i in range(count)], TIMESTAMP
+        ),
+        "model_version": pa.array([release] * count, pa.string()),
+        "label": pa.array(labels, kind),
+    }
+    scores = tabulate(np.asarray(output), schema.target)
+    return pa.table(columns | {name: scores.column(name) for name in scores.column_names})
+
+
+def binary(count=400, **options):
+    output = RNG.random(count).round(2)
+    positive = RNG.random(count) < output
+    labels = ["true" if value else "false" for value in positive]
+    return table(BINARY, output, labels, **options), output, positive
+
+
+def test_binary_metrics_are_those_of_scikit_learn():
+    rows, output, positive = binary()
+    found = performance(rows, BINARY, SCOPE)
+    assert found.metric == "log_loss"
+    assert found.realised.value == pytest.approx(metrics.log_loss(positive, output))
+    assert found.realised.rows == 400
+    assert found.realised.blocks == 7
+    assert found.extra["auc"] == pytest.approx(metrics.roc_auc_score(positive, output))
+    assert found.extra["accuracy"] == metrics.accuracy_score(positive, output > 0.5)
+    assert found.extra["brier"] == pytest.approx(metrics.brier_score_loss(positive, output))
+
+
+def test_multiclass_and_regression_have_their_own_metrics():
+    output = RNG.dirichlet(np.ones(3), 200)
+    labels = RNG.choice(list("abc"), 200)
+    found = performance(table(CLASSES, output, labels), CLASSES, SCOPE)
+    assert found.realised.value == pytest.approx(metrics.log_loss(labels, output))
+    best = np.array(list("abc"))[output.argmax(axis=1)]
+    assert found.extra == {"accuracy": metrics.accuracy_score(labels, best)}
+
+    truth, said = RNG.normal(size=200), RNG.normal(size=200)
+    found = performance(table(NUMBER, said, truth), NUMBER, SCOPE)
+    assert found.metric == "rmse"
+    assert found.realised.value == pytest.approx(metrics.root_mean_squared_error(truth, said))
+    assert found.realised.low < found.realised.value < found.realised.high
+    assert found.extra == {"mae": pytest.approx(metrics.mean_absolute_error(truth, said))}
+
+
+def test_only_mature_labelled_rows_of_the_champion_are_judged():
+    mine, output, positive = binary(200)
+    other, *_ = binary(100, release="r0")
+    labels = [v if i % 2 else None for i, v in enumerate(mine.column("label").to_pylist())]
+    half = mine.set_column(mine.column_names.index("label"), "label", pa.array(labels, pa.string()))
+    young = Scope("r1", START + 3.5 * DAY, DAY, None)
+    found = performance(pa.concat_tables([half, other]), BINARY, young)
+    chosen = slice(1, 100, 2)
+    expected = metrics.log_loss(positive[chosen], output[chosen])
+    assert found.realised.value == pytest.approx(expected)
+    assert found.realised.rows == 50
+    assert found.realised.blocks == 4
+    assert found.realised.low is None
+    assert performance(other, BINARY, SCOPE).realised is None
+    assert performance(mine.drop_columns(["label"]), BINARY, SCOPE).realised is None
+
+
+def test_equal_blocks_give_the_t_interval_of_their_means():
+    loss = RNG.gamma(2.0, size=(9, 40))
+    found = interval(loss.ravel(), np.repeat(np.arange(9), 40))
+    means = loss.mean(axis=1)
+    low, high = stats.t.interval(0.95, 8, means.mean(), stats.sem(means))
+    assert found.low == pytest.approx(low)
+    assert found.high == pytest.approx(high)
+
+
+def test_the_interval_covers_the_truth_where_rows_of_a_day_are_alike():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(400):
+        sizes = rng.integers(20, 60, 12)
+        blocks = np.repeat(np.arange(12), sizes)
+        found = interval(1 + rng.normal(size=12)[blocks] + rng.normal(size=len(blocks)), blocks)
+        hits += found.low <= 1 <= found.high
+    assert hits >= stats.binom.ppf(0.001, 400, 0.93)
+
+
+def test_one_class_has_no_auc_and_a_label_that_is_no_class_is_counted_not_scored():
+    rows = table(BINARY, [0.2, 0.3, 0.4], ["false", "false", "maybe"])
+    found = performance(rows, BINARY, SCOPE)
+    assert "auc" not in found.extra
+    assert found.extra["unknown_labels"] == 1
+    assert found.realised.rows == 2
+
+
+def test_a_loss_that_is_not_finite_is_an_error_not_a_number():
+    rows = table(NUMBER, [1e300, 1.0], [-1e300, 1.0])
+    with np.errstate(over="ignore"), pytest.raises(SchemaError, match="not finite"):
+        performance(rows, NUMBER, SCOPE)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "baseline", "expected"),
+    [
+        (1.10, 1.20, Interval(1.0, 0.95, 1.05, 100, 7), Hurts.YES),
+        (1.10, 1.20, Interval(1.0, None, None, 100, 3), Hurts.YES),
+        (1.10, 1.20, Interval(1.0, 0.8, 1.15, 100, 7), Hurts.UNKNOWN),
+        (1.01, 1.20, Interval(1.0, 0.99, 1.005, 100, 7), Hurts.UNKNOWN),
+        (0.90, 1.01, Interval(1.0, 0.95, 1.05, 100, 7), Hurts.NO),
+        (0.90, 1.10, Interval(1.0, 0.95, 1.05, 100, 7), Hurts.UNKNOWN),
+        (None, None, Interval(1.0, 0.95, 1.05, 100, 7), Hurts.UNKNOWN),
+        (1.10, 1.20, None, Hurts.UNKNOWN),
+    ],
+)
+def test_harm_is_called_only_where_both_intervals_agree(low, high, baseline, expected):
+    realised = Interval(1.0, low, high, 100, 7)
+    assert hurts(Performance("log_loss", realised, baseline)) is expected
+
+
+def test_without_labels_harm_is_unknown():
+    baseline = Interval(1.0, 0.9, 1.1, 100, 7)
+    assert hurts(Performance("log_loss", None, baseline)) is Hurts.UNKNOWN

@@ -1,0 +1,288 @@
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from homeostat.draw import harmless
+from homeostat.engines.local import LocalEngine
+from homeostat.errors import EngineError
+from homeostat.records import (
+    Action,
+    ColumnDrift,
+    Decision,
+    Evidence,
+    Finding,
+    Hurts,
+    Interval,
+    Outcome,
+    Performance,
+    State,
+    Verdict,
+    Window,
+)
+from homeostat.report import FileReporter, from_status, summary, to_status
+from homeostat.schema import Feature, Schema, Target
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+NOW = datetime(2024, 3, 1, tzinfo=UTC)
+SCHEMA = Schema(
+    (
+        Feature("temp", "number"),
+        Feature(HOSTILE, "category"),
+        Feature("site|`*_{{7*7}}\\", "number"),
+        Feature("site|`*_{{7*7}}/", "boolean"),
+        Feature("empty", "number"),
+        Feature("absent", "category"),
+        Feature("huge", "number"),
+        Feature("many", "category"),
+    ),
+    Target("y", "binary", "bool", ("false", "true")),
+)
+EVIDENCE = Evidence(
+    window=Window(NOW - timedelta(days=7), NOW),
+    release="a" * 64,
+    state=State.STABLE,
+    data_drift=False,
+    carried_over=False,
+    hurts=Hurts.UNKNOWN,
+    reason="Nothing moved.",
+    rows=700,
+    labelled=0,
+    refused=0,
+    reference_rows=10_000,
+    reference_blocks=100,
+    created_at=NOW,
+)
+
+
+class Inline:
+    """An engine without a child, for what needs no Evidently."""
+
+    def run(self, function, *args, **kwargs):
+        return function(*args, **kwargs)
+
+    def close(self):
+        pass
+
+
+class Dead(Inline):
+    def run(self, function, *args, **kwargs):
+        raise EngineError("the child process died <during> draw")
+
+
+def rows(count, shift=0.0, huge=1.0):
+    rng = np.random.default_rng(count)
+    return pa.table(
+        {
+            "temp": rng.normal(shift, size=count),
+            HOSTILE: rng.choice([HOSTILE, "<b>", "\u202e", "c" * 200], count),
+            SCHEMA.names[2]: rng.normal(size=count),
+            SCHEMA.names[3]: rng.random(count) < 0.5,
+            "empty": pa.nulls(count, pa.float64()),
+            "huge": rng.choice([-1e308, 1e308], count) * huge,
+            "many": [f"v{i}" for i in range(count)],
+            "prediction_id": ["secret"] * count,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with LocalEngine(timeout=timedelta(minutes=3), memory=None) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def drawn(engine, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reports")
+    reporter = FileReporter(folder, engine, sample=300, seed=0)
+    return folder, reporter.evidently(rows(900), rows(400, shift=1.0), SCHEMA)
+
+
+def test_evidently_answers_under_the_original_names(drawn):
+    _, numbers = drawn
+    assert numbers["left_out"] == ["empty", "absent", "huge"]
+    assert set(numbers["columns"]) == set(SCHEMA.names) - set(numbers["left_out"])
+    assert numbers["columns"]["temp"]["method"] == "K-S p_value"
+    assert numbers["columns"]["temp"]["drifted"] is True
+    assert numbers["columns"][SCHEMA.names[2]]["drifted"] is False
+    drifted = sum(column["drifted"] for column in numbers["columns"].values())
+    assert numbers["drifted_share"] == pytest.approx(drifted / 5)
+    assert numbers["dataset_drift"] is (numbers["drifted_share"] >= 0.5)
+    assert numbers["rows"] == {"reference": 300, "current": 300}
+
+
+def test_hostile_names_and_levels_never_reach_the_html(drawn):
+    folder, numbers = drawn
+    page = (folder / numbers["report"]).read_text()
+    for raw in ("alert(1)", "<img src=x", "</script><img", "<b>", "{{7*7}}", "\u202e", "secret"):
+        assert raw not in page
+    assert "temp" in page
+
+
+def test_the_html_loads_nothing_from_elsewhere(drawn):
+    folder, numbers = drawn
+    page = (folder / numbers["report"]).read_text()
+    for tag in ('<script src="http', "<link ", 'url("http', "url(http"):
+        assert tag not in page
+
+
+def test_the_same_rows_and_seed_give_the_same_numbers(engine, drawn, tmp_path):
+    again = FileReporter(tmp_path, engine, sample=300, seed=0)
+    assert again.evidently(rows(900), rows(400, shift=1.0), SCHEMA) == drawn[1]
+
+
+def test_where_evidently_fails_the_html_says_so(tmp_path):
+    numbers = FileReporter(tmp_path, Dead(), sample=300, seed=0).evidently(
+        rows(50), rows(50), SCHEMA
+    )
+    assert numbers == {"error": "the child process died <during> draw"}
+    page = (tmp_path / "drift_report.html").read_text()
+    assert "died &lt;during&gt; draw" in page
+
+
+def test_no_comparable_column_is_an_error_and_no_exception(tmp_path):
+    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    nothing = rows(50).select(["empty"])
+    assert reporter.evidently(nothing, nothing, SCHEMA) == {
+        "error": "there is no column that Evidently can compare."
+    }
+
+
+def test_a_disk_that_refuses_is_reported_and_not_raised(tmp_path):
+    (tmp_path / "file").write_text("")
+    reporter = FileReporter(tmp_path / "file", Dead(), sample=300, seed=0)
+    assert "nor could it be said" in reporter.evidently(rows(50), rows(50), SCHEMA)["error"]
+
+
+@given(st.lists(st.text(), unique=True, max_size=30))
+def test_harmless_names_are_unique_and_cannot_act(names):
+    shown = harmless(names)
+    assert list(shown) == names
+    assert len(set(shown.values())) == len(names)
+    for text in shown.values():
+        assert text
+        assert not set(text) & set("<>&\"'`\\{}()[]|$\n\r\t=;/")
+
+
+def test_where_evidently_was_not_asked_the_html_gives_the_reason(tmp_path):
+    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    reporter.status(replace(EVIDENCE, reason="Only 3 rows & <none> of them good."))
+    page = (tmp_path / "drift_report.html").read_text()
+    assert "Only 3 rows &amp; &lt;none&gt; of them good." in page
+    assert reporter.last().reason == "Only 3 rows & <none> of them good."
+
+
+def test_the_status_has_the_keys_of_its_contract(tmp_path):
+    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    reporter.status(full())
+    status = json.loads((tmp_path / "drift_status.json").read_text())
+    assert status["schema_version"] == 1
+    assert status["data_drift"] is True
+    assert status["carried_over"] is False
+    assert status["verdict"] == "drift"
+    assert status["hurts"] == "yes"
+    assert set(status["window"]) == {"start", "end", "rows", "labelled", "refused"}
+    assert status["reference"] == {"release": "a" * 64, "rows": 10_000, "blocks": 100}
+    assert status["features"][HOSTILE]["distance"] == 0.3
+    assert status["features"][HOSTILE]["quality"][0]["check"] == "null_spike"
+    assert status["performance"]["realised"]["value"] == 0.5
+    assert status["prediction_drift"]["drifted"] is False
+    assert "homeostat" in status["versions"] or "numpy" in status["versions"]
+
+
+def full():
+    drift = ColumnDrift(HOSTILE, "ks, blocks", 0.3, 0.1, 1e-5, 1e-4, True, 0.1, 20)
+    calm = ColumnDrift("temp", "tv, rows", 0.05, 0.1, 0.5, 1.0, False, 0.1, 0)
+    interval = Interval(0.5, 0.4, 0.6, 500, 7)
+    return replace(
+        EVIDENCE,
+        state=State.DRIFT,
+        data_drift=True,
+        hurts=Hurts.YES,
+        columns=(drift, calm),
+        findings=(
+            Finding("refused_rows", "warn", None, 0.1, 0.05, "10% were refused."),
+            Finding("null_spike", "warn", HOSTILE, 0.2, 0.1, "Nulls rose."),
+            Finding("empty_column", "block", "gone", 1.0, 0.1, "All null."),
+        ),
+        prediction_drift=replace(calm, column="prediction"),
+        performance=Performance("log_loss", interval, None, {"auc": 0.7}),
+        evidently={"drifted_share": 0.5, "dataset_drift": True, "columns": {}},
+    )
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+DRIFT = st.builds(ColumnDrift, *[st.text()] * 2, *[FINITE] * 4, st.booleans(), FINITE, st.just(3))
+BOUND = st.none() | FINITE
+INTERVAL = st.none() | st.builds(Interval, FINITE, BOUND, BOUND, st.just(9), st.just(5))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(DRIFT, unique_by=lambda d: d.column, max_size=4),
+    st.sampled_from(list(State)),
+    st.none() | st.builds(Performance, st.just("rmse"), INTERVAL, INTERVAL, st.just({"mae": 1.0})),
+    st.text(),
+)
+def test_a_status_reads_back_as_the_evidence_it_was_made_of(columns, state, judged, reason):
+    base = full()
+    findings = [base.findings[0], *(replace(base.findings[1], column=d.column) for d in columns)]
+    evidence = replace(
+        base,
+        columns=tuple(columns),
+        findings=tuple(findings),
+        state=state,
+        performance=judged,
+        reason=reason,
+    )
+    assert from_status(json.loads(json.dumps(to_status(evidence)))) == evidence
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    reporter.status(replace(full(), evidently={"columns": {"x": {"value": float("nan")}}}))
+    assert reporter.last().evidently == {"columns": {"x": {"value": None}}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff", b'{"schema_version": 2}', b'{"schema_version": 1}'],
+)
+def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
+    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    assert reporter.last() is None
+    (tmp_path / "drift_status.json").write_bytes(content)
+    assert reporter.last() is None
+
+
+def test_a_flag_that_is_not_one_is_not_read_as_no_drift():
+    for flag in (None, "false", 0):
+        with pytest.raises(TypeError, match="true or false"):
+            from_status(to_status(full()) | {"data_drift": flag})
+
+
+def test_the_summary_shows_drift_and_gate_and_no_name_can_act():
+    verdict = Verdict(False, "Not better.", "log_loss", 0.5, 0.51, 0.01, -0.01, 0.03, 900, 7, None)
+    decision = Decision(Action.RETRAIN, "drift", f"{HOSTILE} | drifted, see www.example.com")
+    text = summary(Outcome(NOW, decision, full(), verdict))
+    assert "## Drift: drift" in text
+    assert "## Decision: retrain" in text
+    assert "## Gate: champion kept" in text
+    assert "| 0.3 | 0.1 | 0.0001 | **yes** | warn&#58; null&#95;spike |" in text
+    assert "| 0.5 | 0.51 | 0.01 | -0.01 to 0.03 | 900 | 7 |" in text
+    assert "<" not in text
+    assert "www.example" not in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {7, 8}
+
+
+def test_the_summary_of_evidence_alone_has_no_gate():
+    text = summary(EVIDENCE)
+    assert text.startswith("## Drift: stable\n\nNothing moved.")
+    assert "Gate" not in text
