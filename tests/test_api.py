@@ -241,6 +241,19 @@ class TestBadInput:
             raw.sendall(f"{head}Content-Length: 100000000\r\n\r\n".encode())
             assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
 
+    def test_a_client_that_goes_away_and_all_bad_input_so_far_are_no_defects(self, client, server):
+        gone = 'homeostat_requests_total{path="/predict",status="400"}'
+        before = value_of(client, gone)
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port), timeout=10) as raw:
+            head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            raw.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        until(lambda: value_of(client, gone) == before + 1)
+        assert post(client, body()).status_code == 200
+        assert "internal error" not in server.log
+        assert "Traceback" not in server.log
+        assert SECRET not in server.log
+
     def test_paths_and_methods_that_do_not_exist_have_the_same_shape(self, client):
         error_of(client.get("/nope"), 404, "not_found")
         error_of(client.get("/docs/nope.js"), 404, "not_found")
