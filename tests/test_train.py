@@ -298,7 +298,7 @@ def test_a_candidate_carries_what_its_release_needs(trainer):
     assert candidate.log == "fitting 400\n"
     assert candidate.params["estimator"] == "Pipeline"
     assert candidate.params["histgradientboostingclassifier__max_iter"] == "3"
-    assert {"python", "homeostat", "numpy", "pandas", "scikit-learn"} <= set(candidate.versions)
+    assert {"python", "numpy", "pandas", "scikit-learn"} <= set(candidate.versions)
     reference = Profile.from_bytes(candidate.objects["reference"])
     assert reference.rows == 400
     assert reference.column("prediction")[1].sum() == 400

@@ -30,7 +30,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from homeostat import __version__
 from homeostat.errors import TrainingError
 from homeostat.profile import Profile
 from homeostat.schema import Schema
@@ -45,7 +44,7 @@ SAMPLE = 5_000  # training rows that are kept for people and for Evidently
 LOG = 20_000  # bytes of the user's output that are kept, the last ones
 PARAMS, PARAM = 100, 200  # most parameters, and characters of each
 UNSEEN = "homeostat: a level that training never saw"
-PACKAGES = ("numpy", "pandas", "scikit-learn")
+PACKAGES = ("homeostat", "numpy", "pandas", "scikit-learn")
 LEARNERS = ("lightgbm", "xgboost", "catboost")
 
 
@@ -272,7 +271,7 @@ def _params(estimator: Any) -> dict[str, str]:
 
 def _versions() -> dict[str, str]:
     learners = [name for name in LEARNERS if name in sys.modules]
-    versions = {"python": platform.python_version(), "homeostat": __version__}
+    versions = {"python": platform.python_version()}
     for name in (*PACKAGES, *learners):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
