@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from homeostat.monitor.drift import BlocksNull, RowsNull, drift, holm, holm_level
+from homeostat.monitor.drift import BlocksNull, RowsNull, drift, holm_level
 from homeostat.profile import EPOCH, Column, Profile
 from homeostat.records import Window
+from homeostat.stats import holm
 
 DAY = timedelta(days=1)
 EDGES = stats.norm.ppf(np.arange(1, 128) / 128)

@@ -7,7 +7,7 @@ from scipy import stats
 from sklearn import metrics
 
 from homeostat.errors import SchemaError
-from homeostat.monitor.performance import Scope, hurts, interval, performance
+from homeostat.monitor.performance import Scope, hurts, performance
 from homeostat.records import Hurts, Interval, Performance
 from homeostat.schema import TIMESTAMP, Feature, Schema, Target
 from homeostat.scoring import tabulate
@@ -88,24 +88,15 @@ def test_only_mature_labelled_rows_of_the_champion_are_judged():
     assert performance(mine.drop_columns(["label"]), BINARY, SCOPE).realised is None
 
 
-def test_equal_blocks_give_the_t_interval_of_their_means():
-    loss = RNG.gamma(2.0, size=(9, 40))
-    found = interval(loss.ravel(), np.repeat(np.arange(9), 40))
+def test_the_interval_is_that_of_t_on_the_means_of_equal_blocks():
+    rows, output, positive = binary(280)
+    loss = -np.log(np.clip(np.where(positive, output, 1 - output), 1e-15, 1)).reshape(7, 40)
     means = loss.mean(axis=1)
-    low, high = stats.t.interval(0.95, 8, means.mean(), stats.sem(means))
-    assert found.low == pytest.approx(low)
-    assert found.high == pytest.approx(high)
-
-
-def test_the_interval_covers_the_truth_where_rows_of_a_day_are_alike():
-    rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(400):
-        sizes = rng.integers(20, 60, 12)
-        blocks = np.repeat(np.arange(12), sizes)
-        found = interval(1 + rng.normal(size=12)[blocks] + rng.normal(size=len(blocks)), blocks)
-        hits += found.low <= 1 <= found.high
-    assert hits >= stats.binom.ppf(0.001, 400, 0.93)
+    low, high = stats.t.interval(0.95, 6, means.mean(), stats.sem(means))
+    found = performance(rows, BINARY, SCOPE).realised
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    shuffled = rows.take(np.random.default_rng(0).permutation(280))
+    assert performance(shuffled, BINARY, SCOPE).realised == found
 
 
 def test_one_class_has_no_auc_and_a_label_that_is_no_class_is_counted_not_scored():

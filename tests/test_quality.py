@@ -93,6 +93,8 @@ def test_levels_never_seen_warn_and_then_block(new, severity):
 def test_a_column_that_no_longer_varies_warns():
     assert find(profile(carrier=["BB"] * 700)) == [("constant_column", "warn", "carrier")]
     assert find(profile(temp=[0.3] * 700)) == [("constant_column", "warn", "temp")]
+    # Beyond the last edge anything may vary: a hot summer after a winter of training.
+    assert find(profile(temp=[9.0] * 700)) == []
     still = profile(10_000, 100, START, carrier=["BB"] * 10_000)
     assert find(profile(carrier=["BB"] * 700), reference=still) == []
 

@@ -17,6 +17,7 @@ from scipy import special
 
 from homeostat.profile import Column, Profile
 from homeostat.records import ColumnDrift
+from homeostat.stats import holm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -194,15 +195,6 @@ def _judged(
         minimum_detectable_shift=threshold,
         windows=0 if test.blocks is None else test.blocks.windows,
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    steps = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(order) else steps
-    return [float(value) for value in adjusted]
 
 
 def holm_level(p_values: Sequence[float], place: int, alpha: float) -> float:

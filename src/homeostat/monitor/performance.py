@@ -7,6 +7,7 @@ to be alike, and whether the model got worse: yes, no, or not to be told yet.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,21 +15,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import special
 
 from homeostat.errors import SchemaError
 from homeostat.profile import moments
 from homeostat.records import Hurts, Interval, Performance
 from homeostat.schema import TIMESTAMP, Schema
 from homeostat.scoring import losses, outputs
+from homeostat.stats import BlockMean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats: TypeAlias = NDArray[np.float64]
 
-MIN_BLOCKS = 5  # fewer block means make no interval
-CONFIDENCE = 0.95
 MARGIN = 0.02  # a loss this much above the baseline, as a share of it, is not called harm
 
 
@@ -43,7 +42,8 @@ class Scope:
 
 
 def performance(rows: pa.Table, schema: Schema, scope: Scope) -> Performance:
-    """The champion's mean log loss or RMSE on the labelled mature rows that it predicted.
+    """The champion's mean log loss or RMSE on the labelled mature rows that it predicted, with the
+    interval of `stats.BlockMean`.
 
     `extra` holds `auc` (both classes present), `accuracy` and `brier` of a binary model,
     `accuracy` of a multiclass one, `mae` of a regression, and `unknown_labels`, rows left out
@@ -59,30 +59,12 @@ def performance(rows: pa.Table, schema: Schema, scope: Scope) -> Performance:
     loss = losses(output, labels, schema.target)
     if not np.isfinite(loss).all():
         raise SchemaError("the loss of the journalled predictions is not finite.")
-    realised = interval(loss, moments(judged) // (scope.block // timedelta(microseconds=1)))
+    blocks = moments(judged) // (scope.block // timedelta(microseconds=1))
+    realised = BlockMean.of(loss, blocks).interval()
     if metric == "rmse":
         realised = _root(realised)
     extra |= _extra(output, labels, schema)
     return Performance(metric, realised, scope.baseline, extra)
-
-
-def interval(loss: Floats, blocks: NDArray[np.int64]) -> Interval:
-    """The mean of `loss`, shape (rows,), with its 95 % interval; `blocks` groups the rows.
-
-    The mean is the ratio Σ sums / Σ sizes over G blocks, its variance
-    G/(G−1)·Σ(sum − size·mean)² / rows², its quantile that of t with G−1 degrees of freedom
-    (Cochran 1977, Sampling Techniques, 2.11); no bounds under five blocks.
-    """
-    _, place = np.unique(blocks, return_inverse=True)
-    sizes, sums = np.bincount(place), np.bincount(place, weights=loss)
-    count, rows = len(sizes), len(loss)
-    mean = float(loss.mean())
-    if count < MIN_BLOCKS:
-        return Interval(mean, None, None, rows, count)
-    variance = count / (count - 1) * ((sums - sizes * mean) ** 2).sum() / rows**2
-    quantile = special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)
-    half = float(quantile * np.sqrt(variance))
-    return Interval(mean, mean - half, mean + half, rows, count)
 
 
 def hurts(performance: Performance) -> Hurts:
@@ -125,7 +107,7 @@ def _root(mean: Interval) -> Interval:
 def _extra(output: Floats, labels: NDArray[Any], schema: Schema) -> dict[str, float]:
     target = schema.target
     if target.task == "regression":
-        return {"mae": float(np.abs(output - labels).mean())}
+        return {"mae": _mean(np.abs(output - labels))}
     classes = [target.value(text) for text in target.classes]
     best = output > 0.5 if target.task == "binary" else output.argmax(axis=1)
     said = [classes[place] for place in best.astype(int)]
@@ -133,10 +115,15 @@ def _extra(output: Floats, labels: NDArray[Any], schema: Schema) -> dict[str, fl
     extra = {"accuracy": float(np.mean(right))}
     if target.task == "binary":
         positive = np.array([label == classes[1] for label in labels.tolist()])
-        extra["brier"] = float(((output - positive) ** 2).mean())
+        extra["brier"] = _mean((output - positive) ** 2)
         if positive.any() and not positive.all():
             extra["auc"] = _auc(output, positive)
     return extra
+
+
+def _mean(values: Floats) -> float:
+    """Exactly rounded, so that the order of the rows does not matter."""
+    return math.fsum(values.tolist()) / len(values)
 
 
 def _auc(output: Floats, positive: NDArray[np.bool_]) -> float:

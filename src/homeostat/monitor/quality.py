@@ -129,7 +129,8 @@ def _constant(column: Column, before: Counts, after: Counts) -> Finding | None:
     values = after[:, :-1].sum(axis=0)
     place = int(values.argmax())
     rows = int(values.sum())
-    if int(values[place]) != rows:
+    if int(values[place]) != rows or (column.ordered and place in (0, len(values) - 1)):
+        # The outer bins are open: what lies in one may differ by any amount.
         return None
     usual = _most(before[:, :-1], place, len(after))
     if usual > CONSTANT_SHARE or usual**rows > SIGNIFICANCE:
