@@ -190,3 +190,4 @@ def test_rows_in_another_order_give_the_same_evidence():
 def test_evidence_is_all_that_is_ever_given_back():
     assert isinstance(look(rows(700).drop_columns(["model_version"])), Evidence)
     assert look(rows(700).drop_columns(["occurred_at"])).state is State.FAILED
+    assert look(rows(5).drop_columns(["occurred_at"])).state is State.FAILED

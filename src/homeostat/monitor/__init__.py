@@ -113,22 +113,8 @@ def examine(
     rows by reason, and labels of rows younger than `mature_until` are not looked at. Where
     nothing can be tested, `data_drift` keeps what `last` said and `carried_over` is true.
     """
-    evidence = Evidence(
-        window=window,
-        release=subject.release,
-        state=State.INSUFFICIENT_DATA,
-        data_drift=last.data_drift if last else False,
-        carried_over=True,
-        hurts=Hurts.UNKNOWN,
-        reason=f"The window holds {rows.num_rows} rows; {settings.min_rows} are needed to compare.",
-        rows=rows.num_rows,
-        labelled=_labelled(rows),
-        refused=sum(refused.values()),
-        reference_rows=subject.reference.rows,
-        reference_blocks=len(subject.reference.blocks),
-        created_at=now,
-    )
     scene = _Scene(subject, rows, window, refused, settings, mature_until)
+    evidence = _untested(scene, last, now)
     if rows.num_rows < settings.min_rows:
         return _too_few(scene, evidence)
     found = _look(scene, reporter)
@@ -142,6 +128,27 @@ def examine(
         hurts=performance.hurts(found.performance) if found.performance else Hurts.UNKNOWN,
     )
     return _weighed(evidence, found, settings)
+
+
+def _untested(scene: _Scene, last: Evidence | None, now: datetime) -> Evidence:
+    """What is known before anything is compared."""
+    reference, least = scene.subject.reference, scene.settings.min_rows
+    rows = scene.rows.num_rows
+    return Evidence(
+        window=scene.window,
+        release=scene.subject.release,
+        state=State.INSUFFICIENT_DATA,
+        data_drift=last.data_drift if last else False,
+        carried_over=True,
+        hurts=Hurts.UNKNOWN,
+        reason=f"The window holds {rows} rows; {least} are needed to compare.",
+        rows=rows,
+        labelled=_labelled(scene.rows),
+        refused=sum(scene.refused.values()),
+        reference_rows=reference.rows,
+        reference_blocks=len(reference.blocks),
+        created_at=now,
+    )
 
 
 def _too_few(scene: _Scene, evidence: Evidence) -> Evidence:
