@@ -25,9 +25,9 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
+from homeostat.infer import infer
 from homeostat.records import Candidate, TrainingRows, Verdict
 from homeostat.release import FileReleases
-from homeostat.schema import infer
 from homeostat.scoring import Calibrator, Scorer
 from homeostat.signing import signing_key
 from homeostat.testing import drifting_stream

@@ -18,9 +18,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from homeostat import __version__, project, schema, settings
+from homeostat import __version__, project, settings
 from homeostat.draft import draft
 from homeostat.errors import ProjectError, SchemaError
+from homeostat.infer import infer
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("src/inference/api.py", "src/monitoring/monitor.py", "src/training/retrain.py")
@@ -88,11 +89,13 @@ def test_init_writes_the_repositorys_own_files(tmp_path):
 
 def test_a_new_projects_requirements_name_this_package_and_the_same_pins(tmp_path):
     project.init(tmp_path)
-    own = (ROOT / "requirements.txt").read_text().splitlines()
-    new = (tmp_path / "requirements.txt").read_text().splitlines()
-    changed = [(a, b) for a, b in zip(own, new, strict=True) if a != b]
-    assert changed == [("-e .[all]", project.requirement())]
-    assert Requirement(changed[0][1]).extras == {"all"}
+    own = (ROOT / "requirements.txt").read_text().split("-e .[all]\n")
+    head, itself, pins = (tmp_path / "requirements.txt").read_text().split("\n", 2)
+    assert head.startswith("#")
+    assert "make" not in head
+    assert itself == project.requirement()
+    assert Requirement(itself).extras == {"all"}
+    assert pins == own[1]
 
 
 def test_a_new_project_keeps_its_key_and_its_data_out_of_git(tmp_path):
@@ -256,7 +259,7 @@ def test_the_drafted_script_loads_the_file_and_fits_a_model_that_beats_chance(tm
     script = runpy.run_path(str(tmp_path / "shop" / project.TRAIN))
     loaded = script["load"]()
     assert len(loaded) == len(frame)
-    features = schema.infer(loaded, target="sold", exclude=["when", "order", "number"])
+    features = infer(loaded, target="sold", exclude=["when", "order", "number"])
     seen = loaded[[*features.names, "sold"]]
     model = script["fit"](seen.head(1500))
     unseen = seen.tail(500).assign(shop="a new shop")
@@ -282,6 +285,13 @@ def test_a_data_file_inside_the_project_is_named_relative_to_it(tmp_path):
     inside = drafted(tmp_path, rows()).train
     assert 'DATA = ROOT / "rows.csv"' in inside
     assert str(tmp_path) not in inside
+
+
+def test_a_data_file_outside_the_project_is_said_to_be_out_of_reach_of_ci(tmp_path):
+    data = written(tmp_path, rows())
+    made = project.init(tmp_path / "shop", data=data, target="sold", time="when")
+    assert f'DATA = Path("{data}")' in (tmp_path / "shop" / project.TRAIN).read_text()
+    assert any(str(data) in line and "CI" in line for line in made.said)
 
 
 def test_parquet_and_csv_of_the_same_rows_give_the_same_settings(tmp_path):

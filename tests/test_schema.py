@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeostat.errors import RowError, SchemaError
-from homeostat.schema import MAX_BINS, MAX_LEVELS, RESERVED, Feature, Schema, Target, infer
+from homeostat.infer import infer
+from homeostat.schema import MAX_BINS, MAX_LEVELS, RESERVED, Feature, Schema, Target
 
 FRAME = pd.DataFrame(
     {

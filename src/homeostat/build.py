@@ -76,13 +76,14 @@ class Project:
         Raises HomeostatError when another turn runs in this folder.
         """
         with ExitStack() as stack:
-            stack.enter_context(self._locked())
+            stack.enter_context(self.locked())
             rooms = self._rooms(stack, clock or WallClock(), watch)
             rooms.recover()
             yield rooms
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """The one writer's lock. Raises HomeostatError when another process holds it."""
         folder = self.settings.path(".homeostat")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -105,7 +106,7 @@ class Project:
             threads=chosen.training.threads,
         )
         stack.callback(fits.close)
-        drawing = LocalEngine(timeout=chosen.monitor.timeout, memory=None)
+        drawing = LocalEngine(timeout=chosen.monitor.timeout, memory=None, section="monitor")
         stack.callback(drawing.close)
         tracked = tracker(chosen.root, chosen.tracking, chosen.project.name, os.environ)
         stack.callback(tracked.close)
@@ -120,6 +121,7 @@ class Project:
                 script=chosen.path(str(chosen.training.script)),
                 project=chosen.project,
                 training=chosen.training,
+                block=chosen.monitor.block,
             ),
             reporter=FileReporter(
                 reports, drawing, sample=chosen.monitor.sample, seed=chosen.project.seed

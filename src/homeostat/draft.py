@@ -17,8 +17,9 @@ from zoneinfo import available_timezones
 
 from homeostat import starter
 from homeostat.errors import ProjectError
+from homeostat.infer import infer
 from homeostat.records import Task
-from homeostat.schema import RESERVED, Feature, Schema, infer
+from homeostat.schema import RESERVED, Feature, Schema
 from homeostat.settings import Training
 
 if TYPE_CHECKING:
@@ -68,10 +69,7 @@ def draft(
     Raises ProjectError for a file, column, zone or time that cannot be used, and SchemaError for a
     target or feature that no model can be served with.
     """
-    if timezone is not None and timezone not in available_timezones():
-        raise ProjectError(f"{timezone!r} is no IANA time zone.", hint="Use 'UTC', for example.")
-    if task is not None and task not in get_args(Task):
-        raise ProjectError(f"{task!r} is no task.", hint=f"Tasks are {', '.join(get_args(Task))}.")
+    chosen = _checked(task, timezone)
     frame = _read(data)
     _check_columns(frame, [target, time, *exclude])
     times = {name: _times(frame[name]) for name in (time, "labelled_at") if name in frame.columns}
@@ -80,32 +78,39 @@ def draft(
     if rows.empty:
         raise ProjectError(f"no row of {data.name} has both a target and a time.")
     found = _left_out(rows, times[time].utc, {target, *times, *exclude, "prediction_id"})
-    schema = infer(
-        rows, target=target, task=cast("Task | None", task), exclude=[*times, *exclude, *found]
-    )
+    schema = infer(rows, target=target, task=chosen, exclude=[*times, *exclude, *found])
     said = [f"{len(rows):,} labelled rows in {data.name}{_without(len(frame) - len(rows))}."]
     said += [line for read in times.values() for line in read.said]
     said += _told(schema, found, rows)
-    settings: dict[str, dict[str, Any]] = {
-        "project": {"target": target, "time": time, "task": schema.target.task}
-    }
-    if exclude or found:
-        settings["project"]["exclude"] = [*exclude, *found]
+    about: dict[str, Any] = {"target": target, "time": time, "task": schema.target.task}
+    if left_out := [*exclude, *found]:
+        about["exclude"] = left_out
     if any(read.naive for read in times.values()):
-        settings["project"]["timezone"] = timezone or "UTC"
-        said.append(f"times carry no zone and are read as {timezone or 'UTC'} (project.timezone).")
-    lengths, why = _lengths(times[time].utc[usable])
-    said.append(why)
-    if "labelled_at" in times:
-        delay = _delay(times["labelled_at"].utc[usable] - times[time].utc[usable])
-        lengths["labels"] = {"delay": delay}
-        said.append(f"95 % of the labels are there after {delay} (labels.delay).")
-    if len(rows) < (least := Training().min_rows):
+        about["timezone"] = timezone or "UTC"
+        said.append(f"times carry no zone and are read as {about['timezone']} (project.timezone).")
+    lengths, why = _lengths({name: read.utc[usable] for name, read in times.items()}, time)
+    said += why
+    said += _warnings(len(rows), data, root)
+    code = {name: read.code for name, read in times.items()}
+    script = starter.script(data, root, schema.target, time, code)
+    return Draft({"project": about, **lengths}, script, tuple(said))
+
+
+def _checked(task: str | None, timezone: str | None) -> Task | None:
+    if timezone is not None and timezone not in available_timezones():
+        raise ProjectError(f"{timezone!r} is no IANA time zone.", hint="Use 'UTC', for example.")
+    if task is not None and task not in get_args(Task):
+        raise ProjectError(f"{task!r} is no task.", hint=f"Tasks are {', '.join(get_args(Task))}.")
+    return cast("Task | None", task)
+
+
+def _warnings(rows: int, data: Path, root: Path) -> list[str]:
+    said = []
+    if rows < (least := Training().min_rows):
         said.append(f"a training wants {least} rows (training.min_rows): more have to come first.")
-    script = starter.script(
-        data, root, schema.target, time, {name: read.code for name, read in times.items()}
-    )
-    return Draft({**settings, **lengths}, script, tuple(said))
+    if not data.resolve().is_relative_to(root):
+        said.append(f"load() reads {data.resolve()}, outside the project: CI will not find it.")
+    return said
 
 
 def _without(rows: int) -> str:
@@ -274,8 +279,20 @@ def _explained(rows: pd.DataFrame, feature: Feature, schema: Schema) -> float:
     return 1 - float((within**2).to_numpy().sum()) / total if total > 0 else 0.0
 
 
-def _lengths(utc: pd.Series[Any]) -> tuple[dict[str, dict[str, Any]], str]:
-    """Block and window for these event times, and a line that says why.
+def _lengths(
+    utc: Mapping[str, pd.Series[Any]], time: str
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """All lengths of time for these columns of times, and lines that say why."""
+    lengths, why = _blocks(utc[time])
+    if "labelled_at" not in utc:
+        return lengths, [why]
+    delay = _delay(utc["labelled_at"] - utc[time])
+    said = f"95 % of the labels are there after {delay} (labels.delay)."
+    return {**lengths, "labels": {"delay": delay}}, [why, said]
+
+
+def _blocks(utc: pd.Series[Any]) -> tuple[dict[str, dict[str, Any]], str]:
+    """Block and windows for these event times, and a line that says why.
 
     The block is the shortest of an hour, a day and a week that cuts the data into at most 400 and
     holds 20 rows on average. A window has 24 hours, 7 days or 5 weeks, and is doubled while it

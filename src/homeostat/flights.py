@@ -116,8 +116,9 @@ def _scheduled_minutes(flights: pd.DataFrame, departure: pd.Series[Any]) -> pd.S
 def _utc_offset(moment: pd.Series[Any], zone: pd.Series[Any]) -> pd.Series[Any]:
     """Minutes that each row's zone is ahead of UTC at that row's moment."""
     local = [part.dt.tz_convert(name).dt.tz_localize(None) for name, part in moment.groupby(zone)]
-    ahead: pd.Series[Any] = pd.concat(local) - moment.dt.tz_localize(None)
-    return ahead.dt.total_seconds() / 60
+    ahead = pd.concat(local) - moment.dt.tz_localize(None)
+    minutes: pd.Series[Any] = ahead.dt.total_seconds() / 60
+    return minutes
 
 
 def _identity(flights: pd.DataFrame) -> pd.Series[Any]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from homeostat import gate, monitor
+from homeostat import gate
 from homeostat.audit import jsonable
 from homeostat.contracts import (
     Alerts,
@@ -34,20 +34,19 @@ from homeostat.contracts import (
     Watcher,
 )
 from homeostat.decide import asked
-from homeostat.errors import HomeostatError, ReleaseError, TrainingError
+from homeostat.errors import ReleaseError, TrainingError, cause
 from homeostat.holdout import TICK, Holdout, before, hold_out
+from homeostat.monitor import Subject, examine, failed
 from homeostat.profile import Profile
 from homeostat.records import (
     Action,
     Candidate,
     Decision,
     Evidence,
-    Hurts,
     Interval,
     Json,
     Outcome,
     Release,
-    State,
     Verdict,
     Window,
 )
@@ -75,7 +74,7 @@ class Loop:
     copy: Callable[[], object]  # makes the champion's copies for people
     watch: Watcher
     report: Path | None = None  # the drift report, to be tracked beside a training
-    _subjects: dict[str, monitor.Subject] = field(default_factory=dict, repr=False)
+    _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
 
     # --- turns ---
 
@@ -142,7 +141,7 @@ class Loop:
         try:
             subject = self._subject(champion)
             rows = self.journal.read(window, as_of=now, schema=subject.schema)
-            evidence = monitor.examine(
+            evidence = examine(
                 subject,
                 rows.filter(pc.not_equal(rows.column("source"), "load")),
                 window,
@@ -154,7 +153,7 @@ class Loop:
                 reporter=self.reporter,
             )
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
-            evidence = _failed(champion.id, window, last, error, now)
+            evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
         if last is None or last.state != evidence.state:
             self._tell(evidence.state.value, evidence.reason)
@@ -168,14 +167,14 @@ class Loop:
         end = EPOCH + -((EPOCH - end) // block) * block
         return Window(end - self.settings.monitor.window, end)
 
-    def _subject(self, champion: Release) -> monitor.Subject:
+    def _subject(self, champion: Release) -> Subject:
         if champion.id not in self._subjects:
             self._subjects.clear()
             held = {
                 name: self.releases.object(champion, name)
                 for name in ("schema", "reference", "reference_sample")
             }
-            self._subjects[champion.id] = monitor.Subject(
+            self._subjects[champion.id] = Subject(
                 release=champion.id,
                 schema=Schema.from_json(held["schema"]),
                 reference=Profile.from_bytes(held["reference"]),
@@ -211,9 +210,9 @@ class Loop:
             verdict = self._judge(candidate, champion, parts, now)
             self.audit.write("gate", now, {"promote": verdict.promote, **jsonable(verdict)})
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
-            self.audit.write("training_failed", now, {"reason": _why(error)})
-            self._tell("training failed", _why(error))
-            return _held(outcome, "failed", f"Training failed: {_why(error)}")
+            self.audit.write("training_failed", now, {"reason": cause(error)})
+            self._tell("training failed", cause(error))
+            return _held(outcome, "failed", f"Training failed: {cause(error)}")
         if not verdict.promote:
             self.tracker.training(candidate, verdict, None, self.report)
             return replace(outcome, verdict=verdict)
@@ -299,8 +298,8 @@ class Loop:
         try:
             self.releases.promote(release)
         except ReleaseError as error:
-            self.audit.write("not_promoted", now, {"release": release.id, "reason": _why(error)})
-            self._tell("not promoted", _why(error))
+            self.audit.write("not_promoted", now, {"release": release.id, "reason": cause(error)})
+            self._tell("not promoted", cause(error))
             raise
         self.audit.write(
             "promoted",
@@ -368,30 +367,6 @@ class Loop:
 def _held(outcome: Outcome, trigger: str, reason: str) -> Outcome:
     decision = replace(outcome.decision, action=Action.HOLD, trigger=trigger, reason=reason)
     return replace(outcome, decision=decision)
-
-
-def _failed(
-    release: str, window: Window, last: Evidence | None, error: Exception, now: datetime
-) -> Evidence:
-    return Evidence(
-        window=window,
-        release=release,
-        state=State.FAILED,
-        data_drift=last.data_drift if last else False,
-        carried_over=True,
-        hurts=Hurts.UNKNOWN,
-        reason=f"The monitor failed: {_why(error)}",
-        rows=0,
-        labelled=0,
-        refused=0,
-        reference_rows=0,
-        reference_blocks=0,
-        created_at=now,
-    )
-
-
-def _why(error: Exception) -> str:
-    return str(error) if isinstance(error, HomeostatError) else f"{type(error).__name__}: {error}"
 
 
 def _baseline(champion: Release) -> Interval | None:

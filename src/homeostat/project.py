@@ -42,6 +42,7 @@ FILES = (
 
 _MADE = "# what a running project makes"
 _ITSELF = "-e .[all]"
+_PINNED = "# Homeostat itself, and what it runs on, pinned to versions that were tested together.\n"
 _UNSET = {"project.task": "binary", "project.timezone": "Europe/Vienna"}
 """Something to write where a setting's default is to be unset, which TOML cannot say."""
 _HEAD = """\
@@ -79,14 +80,7 @@ def init(
     which no project can be made.
     """
     root = Path(folder).resolve()
-    if data is None:
-        if target or time or task or exclude or timezone:
-            raise ProjectError(
-                "target, time, task, exclude and timezone describe a data file, and none is given.",
-                hint="Add --data FILE.",
-            )
-        contents, said = _flights(), []
-    else:
+    if data is not None:
         if not target or not time:
             raise ProjectError(
                 "a project from a data file needs to know the target and the time.",
@@ -95,13 +89,25 @@ def init(
         drafted = draft(
             Path(data), root, target, time, task=task, exclude=exclude, timezone=timezone
         )
-        contents, said = _drafted(root.name, drafted), list(drafted.said)
+        return _write(root, _drafted(root.name, drafted), drafted.said)
+    if target or time or task or exclude or timezone:
+        raise ProjectError(
+            "target, time, task, exclude and timezone describe a data file, and none is given.",
+            hint="Add --data FILE.",
+        )
+    return _write(root, _flights(), ())
+
+
+def _write(root: Path, contents: Mapping[str, str], inferred: Sequence[str]) -> Made:
+    said = list(inferred)
     kept = _kept(root, contents)
     written = tuple(name for name in contents if name not in kept)
     for name in written:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(contents[name], encoding="utf-8")
+    if "://" in (itself := requirement()):
+        said.append(f"{REQUIREMENTS} installs {itself}: change that line where CI cannot reach it.")
     if IGNORE in kept and (root / IGNORE).read_text(encoding="utf-8") != contents[IGNORE]:
         said.append(
             f"{IGNORE} was there already and stays as it is: see that it has .homeostat/, where "
@@ -164,7 +170,8 @@ def _flights() -> dict[str, str]:
     contents = {name: (source / name).read_text(encoding="utf-8") for name in FILES}
     ignore = contents[IGNORE]
     contents[IGNORE] = f".venv/\n__pycache__/\n\n{ignore[ignore.index(_MADE) :]}"
-    contents[REQUIREMENTS] = contents[REQUIREMENTS].replace(_ITSELF, requirement())
+    pins = contents[REQUIREMENTS].partition(f"{_ITSELF}\n")[2]
+    contents[REQUIREMENTS] = f"{_PINNED}{requirement()}\n{pins}"
     return contents
 
 

@@ -24,7 +24,9 @@ from homeostat.contracts import Engine
 from homeostat.draw import draw
 from homeostat.errors import cause
 from homeostat.records import (
+    Action,
     ColumnDrift,
+    Decision,
     Evidence,
     Finding,
     Hurts,
@@ -244,6 +246,33 @@ def _versions() -> tuple[tuple[str, str], ...]:
         except PackageNotFoundError:
             continue  # run from its source, or left out on purpose
     return tuple(found)
+
+
+def newest_turn(lines: Sequence[Mapping[str, Json]], evidence: Evidence | None) -> Outcome | None:
+    """The newest decision in the audit chain and what came of it; None before the first."""
+    begins = [place for place, line in enumerate(lines) if line["kind"] == "decided"]
+    if not begins:
+        return None
+    turn = lines[begins[-1] :]
+    decided = {**turn[0]["body"]["decision"]}
+    for line in turn:
+        if line["kind"] in ("held", "training_failed", "not_promoted"):
+            decided |= {"action": "hold", "trigger": line["kind"], "reason": line["body"]["reason"]}
+    decided["action"] = Action(decided["action"])
+    gates = [{**line["body"]} for line in turn if line["kind"] == "gate"]
+    return Outcome(
+        at=_time(turn[0]["at"]),
+        decision=Decision(**decided),
+        evidence=evidence,
+        verdict=_verdict(gates[0]) if gates else None,
+        promoted=any(line["kind"] == "promoted" for line in turn),
+    )
+
+
+def _verdict(body: dict[str, Json]) -> Verdict:
+    window = body["window"]
+    body["window"] = window and Window(_time(window["start"]), _time(window["end"]))
+    return Verdict(**body)
 
 
 def summary(of: Outcome | Evidence) -> str:

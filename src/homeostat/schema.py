@@ -64,6 +64,36 @@ class Feature:
     def arrow(self) -> pa.DataType:
         return {"number": pa.float64(), "category": pa.string(), "boolean": pa.bool_()}[self.kind]
 
+    def learned_from(self, filled: pd.Series[Any]) -> Feature:
+        """The same feature with edges, levels and example of these values, none of them null.
+
+        Edges are the distinct inner quantiles of at most 128 equal shares; levels the 255 most
+        frequent, ties by name; the example is the median, the first boolean, the top level.
+        """
+        import numpy as np
+
+        if self.kind == "boolean":
+            return replace(self, example=bool(filled.iloc[0]) if len(filled) else None)
+        if self.kind == "number":
+            values = filled.to_numpy(dtype=float)
+            values = values[np.isfinite(values)]
+            if not len(values):
+                return replace(self, edges=(), example=None)
+            grid = np.linspace(0, 1, MAX_BINS + 1)[1:-1]
+            edges = np.unique(np.quantile(values, grid, method="inverted_cdf"))
+            middle = float(np.quantile(values, 0.5, method="inverted_cdf"))
+            return replace(self, edges=tuple(edges.tolist()), example=middle)
+        counts = filled.value_counts().items()
+        ranked = [
+            str(level) for level, n in sorted(counts, key=lambda item: (-item[1], str(item[0])))
+        ]
+        return replace(
+            self,
+            levels=tuple(ranked[:MAX_LEVELS]),
+            other=len(ranked) > MAX_LEVELS,
+            example=ranked[0] if ranked else None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -164,7 +194,7 @@ class Schema:
     def learned_from(self, rows: pa.Table) -> Schema:
         """The same columns and target, with edges, levels and examples of these rows."""
         learned = (
-            _learned(feature, rows.column(feature.name).drop_null().to_pandas())
+            feature.learned_from(rows.column(feature.name).drop_null().to_pandas())
             for feature in self.features
         )
         return replace(self, features=tuple(learned))
@@ -295,110 +325,3 @@ def _retyped(feature: Feature, index: int, wanted: str) -> RowError:
 
 
 _READERS = {"number": _number, "category": _category, "boolean": _boolean}
-
-
-def infer(
-    frame: pd.DataFrame, *, target: str, task: Task | None = None, exclude: Sequence[str] = ()
-) -> Schema:
-    """The schema of a labelled training frame.
-
-    Reserved and excluded columns are left out. Bin edges are the distinct inner quantiles of at
-    most 128 equal shares; levels are the 255 most frequent, ties by name. Raises SchemaError
-    for a target or feature that no model can be served with, naming the column.
-    """
-    if target not in frame.columns:
-        raise SchemaError(
-            f"the target {target!r} is not a column.",
-            hint=f"Columns are {', '.join(map(str, frame.columns[:40]))}.",
-        )
-    if len(set(frame.columns)) != len(frame.columns):
-        raise SchemaError("two columns have the same name.", hint="Rename one in load().")
-    skip = {target, *exclude} | RESERVED
-    features = tuple(_feature(str(name), frame[name]) for name in frame.columns if name not in skip)
-    if not features:
-        raise SchemaError("no feature is left beside target and time.")
-    return Schema(features, _target(frame[target], task))
-
-
-def _feature(name: str, column: pd.Series[Any]) -> Feature:
-    """The feature that a column of a frame is; the kind decides how it is learned."""
-    from pandas.api import types
-
-    filled = column.dropna()
-    if types.is_bool_dtype(filled) or (len(filled) and all(type(v) is bool for v in filled)):
-        return _learned(Feature(name, "boolean"), filled)
-    if types.is_numeric_dtype(column):
-        return _learned(Feature(name, "number"), filled)
-    if types.is_datetime64_any_dtype(column) or types.is_timedelta64_dtype(column):
-        raise SchemaError(
-            f"the feature {name!r} is a point or length of time.",
-            hint="Turn it into numbers in load(), or exclude it.",
-        )
-    if not all(isinstance(value, str) for value in filled):
-        raise SchemaError(
-            f"the feature {name!r} mixes types; a category must be text throughout.",
-            hint=f"Convert it in load(): frame[{name!r}].astype('str').",
-        )
-    return _learned(Feature(name, "category"), filled)
-
-
-def _learned(feature: Feature, filled: pd.Series[Any]) -> Feature:
-    """The feature with edges, levels and example of its values, none of which is null."""
-    import numpy as np
-
-    if feature.kind == "boolean":
-        return replace(feature, example=bool(filled.iloc[0]) if len(filled) else None)
-    if feature.kind == "number":
-        values = filled.to_numpy(dtype=float)
-        values = values[np.isfinite(values)]
-        if not len(values):
-            return replace(feature, edges=(), example=None)
-        grid = np.linspace(0, 1, MAX_BINS + 1)[1:-1]
-        edges = np.unique(np.quantile(values, grid, method="inverted_cdf"))
-        middle = float(np.quantile(values, 0.5, method="inverted_cdf"))
-        return replace(feature, edges=tuple(edges.tolist()), example=middle)
-    counts = filled.value_counts().items()
-    ranked = [str(level) for level, n in sorted(counts, key=lambda item: (-item[1], str(item[0])))]
-    return replace(
-        feature,
-        levels=tuple(ranked[:MAX_LEVELS]),
-        other=len(ranked) > MAX_LEVELS,
-        example=ranked[0] if ranked else None,
-    )
-
-
-def _target(column: pd.Series[Any], task: Task | None) -> Target:
-    from pandas.api import types
-
-    name = str(column.name)
-    filled = column.dropna()
-    if not len(filled):
-        raise SchemaError(f"the target {name!r} has no value.", hint="Is it the right column?")
-    if types.is_bool_dtype(filled):
-        dtype: Literal["int", "bool", "str", "float"] = "bool"
-    elif types.is_numeric_dtype(filled):
-        whole = bool((filled.astype(float) % 1 == 0).all())
-        dtype = "int" if whole else "float"
-    else:
-        dtype = "str"
-    distinct = filled.nunique()
-    if task is None:
-        many = distinct > 20 if dtype == "int" else dtype == "float"
-        task = "regression" if many else "binary" if distinct == 2 else "multiclass"
-    if task == "regression":
-        if dtype not in ("int", "float"):
-            raise SchemaError(f"the target {name!r} is not a number, so it is no regression.")
-        return Target(name, task, "float")
-    if distinct < 2:
-        raise SchemaError(
-            f"the target {name!r} has one class only; a classifier needs two.",
-            hint="Load rows of a longer time.",
-        )
-    if dtype == "float":
-        raise SchemaError(f"the target {name!r} is not whole numbers, so it has no classes.")
-    if task == "binary" and distinct != 2:
-        raise SchemaError(f"the target {name!r} has {distinct} classes; a binary task has two.")
-    cast = {"int": int, "bool": bool, "str": str}[dtype]
-    classes = sorted({cast(value) for value in filled})
-    texts = tuple(str(c).lower() if dtype == "bool" else str(c) for c in classes)
-    return Target(name, task, dtype, texts)

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from homeostat import report
 from homeostat.audit import jsonable
 from homeostat.errors import HomeostatError
-from homeostat.records import Evidence, Json, Outcome, Release, Verdict
+from homeostat.records import Evidence, Json, Outcome, Verdict
 
 if TYPE_CHECKING:
     from homeostat.build import Project
@@ -123,30 +124,24 @@ def _figure(value: float | None) -> str:
 
 
 def status(project: Project, *, as_json: bool, markdown: bool) -> None:
-    from homeostat import report
-
-    champion = project.releases.champion()
-    last = report.read_status(project.settings.path("reports", "drift_status.json"))
-    gate = next(
-        (line["body"] for line in reversed(project.audit.lines()) if line["kind"] == "gate"), None
-    )
+    reports = project.settings.path("reports")
+    champion, last = project.releases.champion(), report.read(reports)
+    turn = report.newest_turn(project.audit.lines(), last)
     if as_json:
-        document({"champion": champion, "evidence": last, "gate": gate})
+        document({"champion": champion, "evidence": last, "last": turn})
     elif markdown:
-        print(report.summary(last, gate, champion))
+        shown = turn or last
+        print(report.summary(shown) if shown else "No window was looked at yet.")
     else:
         if champion is None:
-            out.print("No champion yet: run `homeostat train`.")
+            say("No champion yet: run `homeostat train`.")
         else:
-            since = champion.manifest["created_at"]
-            out.print(
-                f"[bold]{champion.short}[/] serves, made at {escape(since)}, "
-                f"trained on {champion.manifest['training']['rows']} rows"
-            )
+            rows, since = champion.manifest["training"]["rows"], champion.manifest["created_at"]
+            say(f"{champion.short} serves, made {since[:16]} UTC of {rows:,} rows")
         if last is None:
-            out.print("No window was looked at yet: run `homeostat monitor`.")
+            say("No window was looked at yet: run `homeostat monitor`.")
         else:
-            evidence(last, project.settings.path("reports"), as_json=False)
+            evidence(last, reports, as_json=False)
 
 
 def history(lines: Sequence[Mapping[str, Json]], *, as_json: bool) -> None:
@@ -161,14 +156,11 @@ def history(lines: Sequence[Mapping[str, Json]], *, as_json: bool) -> None:
     out.print(table)
 
 
-def verified(lines: int, line: Sequence[Release], objects: int, *, as_json: bool) -> None:
+def verified(lines: int, checked: int, *, as_json: bool) -> None:
     if as_json:
-        document({"audit_lines": lines, "releases": [r.id for r in line], "objects": objects})
+        document({"audit_lines": lines, "objects": checked})
         return
-    out.print(
-        f"[green]verified[/] {lines} lines of the audit chain, {len(line)} releases, "
-        f"{objects} objects"
-    )
+    out.print(f"[green]verified[/] {lines} lines of the audit chain, {checked} files of releases")
 
 
 def counts(result: Mapping[str, Json], *, as_json: bool) -> None:

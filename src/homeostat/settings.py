@@ -168,7 +168,7 @@ class Gate(_Section):
     """When a challenger is good enough."""
 
     window: Duration = Field(
-        timedelta(days=7), description="Newest labelled rows, kept from training, that judge."
+        timedelta(days=14), description="Newest labelled rows, kept from training, that judge."
     )
     min_rows: int = Field(100, ge=2, description="Fewer rows: the champion stays.")
     min_blocks: int = Field(

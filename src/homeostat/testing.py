@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from homeostat.errors import ConflictError
+from homeostat.infer import infer
 from homeostat.records import Appended, Labelled, Refusal, Window, utc
-from homeostat.schema import SYSTEM, TIMESTAMP, Schema, infer
+from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 from homeostat import fit, script
 from homeostat.contracts import Engine
 from homeostat.errors import SchemaError, TrainingError
+from homeostat.infer import infer
 from homeostat.records import Candidate, TrainingRows
 from homeostat.rowhash import frame_hash
-from homeostat.schema import SYSTEM, TIMESTAMP, Schema, Target, infer
+from homeostat.schema import SYSTEM, TIMESTAMP, Schema, Target
 from homeostat.settings import Project, Training
 
 __all__ = ["ScriptTrainer", "frame_hash"]

@@ -113,7 +113,8 @@ def load(project: Project, file: Path) -> dict[str, int]:
             f"{file.name} lacks the columns {', '.join(missing)}.",
             hint="It must be a file that `homeostat log export` wrote.",
         )
-    rows, marked = project.journal.load(table)
+    with project.locked():
+        rows, marked = project.journal.load(table)
     return {
         "rows_written": rows.written,
         "rows_known": rows.repeated,

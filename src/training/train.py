@@ -1,4 +1,4 @@
-"""The flights project: will a flight out of New York land more than 15 minutes late?
+"""The flights project: whether a flight out of New York will land more than 15 minutes late.
 
 `load()` gives the labelled rows there are, `fit(frame)` a fitted estimator; Homeostat calls both.
 As a script this makes the first release.
@@ -28,10 +28,13 @@ def load() -> pd.DataFrame:
 
 
 def fit(frame: pd.DataFrame) -> Pipeline:
-    """Boosted trees with scikit-learn's defaults; levels are numbers, unknown ones are -1."""
-    levels = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    """Boosted trees with scikit-learn's defaults; carrier and route are split on as categories."""
+    places = len(flights.CATEGORICAL)
+    levels = OrdinalEncoder(
+        handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1
+    )
     columns = make_column_transformer((levels, flights.CATEGORICAL), remainder="passthrough")
-    trees = HistGradientBoostingClassifier(random_state=0)
+    trees = HistGradientBoostingClassifier(categorical_features=range(places), random_state=0)
     return make_pipeline(columns, trees).fit(frame[flights.FEATURES], frame[flights.TARGET])
 
 

@@ -181,15 +181,16 @@ def plot(result: Result, file: Path) -> None:
     """Log loss by week, served beside frozen, promotions marked; a PNG."""
     from matplotlib.figure import Figure
 
-    starts = [week.start for week in result.weeks]
+    starts: Any = [week.start for week in result.weeks]  # Matplotlib's types know no dates
     figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(starts, [w.frozen for w in result.weeks], color="#999999", label="January, frozen")
     axes.plot(starts, [w.served for w in result.weeks], color="#0b6e4f", label="served", lw=2)
-    for week in result.weeks:
-        if week.decision in ("promoted", "refused"):
-            style = ("#0b6e4f", "-") if week.decision == "promoted" else ("#c44536", ":")
-            axes.axvline(week.start + WEEK, color=style[0], ls=style[1], lw=0.8, alpha=0.7)
+    styles = {"promoted": ("#0b6e4f", "-"), "refused": ("#c44536", ":")}
+    for start, week in zip(starts, result.weeks, strict=True):
+        if week.decision in styles:
+            colour, line = styles[week.decision]
+            axes.axvline(start + WEEK, color=colour, ls=line, lw=0.8, alpha=0.7)
     axes.set_ylabel("log loss, weekly mean")
     axes.set_title(
         f"Flights of 2013: {result.relative_gain:+.1%} log loss against January's model, "

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from homeostat.flights import FEATURES, TARGET
 
 if TYPE_CHECKING:
@@ -34,8 +32,8 @@ class Stream:
     def __init__(self, year: pd.DataFrame, start: datetime) -> None:
         flying = year[year["occurred_at"] >= start]
         landing = flying[flying["labelled_at"].notna()].sort_values("labelled_at", kind="stable")
-        self._departures = flying["occurred_at"].to_numpy()
-        self._landings = landing["labelled_at"].to_numpy()
+        self._departures = _index(flying["occurred_at"])
+        self._landings = _index(landing["labelled_at"])
         self._rows = _rows(flying)
         self._labels = _labels(landing)
         self._departed = self._landed = 0
@@ -54,10 +52,14 @@ class Stream:
         return batch
 
 
-def _before(times: Any, end: Any) -> int:
+def _index(times: pd.Series[Any]) -> pd.DatetimeIndex:
     import pandas as pd
 
-    return int(np.searchsorted(times, pd.Timestamp(end)))
+    return pd.DatetimeIndex(times)
+
+
+def _before(times: pd.DatetimeIndex, end: datetime) -> int:
+    return int(times.searchsorted(end))
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -151,6 +151,27 @@ def _untested(scene: _Scene, last: Evidence | None, now: datetime) -> Evidence:
     )
 
 
+def failed(
+    release: str, window: Window, last: Evidence | None, error: Exception, now: datetime
+) -> Evidence:
+    """The evidence of a window that could not even be read; the drift flag stays as it was."""
+    return Evidence(
+        window=window,
+        release=release,
+        state=State.FAILED,
+        data_drift=last.data_drift if last else False,
+        carried_over=True,
+        hurts=Hurts.UNKNOWN,
+        reason=f"The window could not be examined: {cause(error)}.",
+        rows=0,
+        labelled=0,
+        refused=0,
+        reference_rows=0,
+        reference_blocks=0,
+        created_at=now,
+    )
+
+
 def _too_few(scene: _Scene, evidence: Evidence) -> Evidence:
     """A window may be nearly empty because nearly all of its rows were refused."""
     found = _Found()
