@@ -296,3 +296,30 @@ def test_every_evidence_gets_one_decision_and_the_same_one_again(evidence, past,
         assert evidence.state in (State.DRIFT, State.STABLE)
         assert evidence.hurts is Hurts.YES or not evidence.carried_over
         assert past.last_training is None or now - past.last_training >= rule.cooldown
+
+
+@pytest.mark.parametrize(
+    ("history", "action", "trigger"),
+    [
+        (1099, Action.HOLD, "none"),
+        (1100, Action.RETRAIN, "growth"),
+        (5000, Action.RETRAIN, "growth"),
+    ],
+)
+def test_enough_more_labels_than_the_champion_saw_call_for_a_training(history, action, trigger):
+    evidence, past = replace(QUIET, history=history), Past(trained_rows=1000)
+    decision = decide(evidence, past, NOW, Decide(growth=0.1))
+    assert (decision.action, decision.trigger) == (action, trigger)
+    assert decision.numbers["history"] == history
+
+
+def test_growth_waits_for_the_cooldown_and_can_be_switched_off():
+    evidence, past = replace(QUIET, history=9000), Past(trained_rows=1000)
+    lately = replace(past, last_training=NOW - DAY)
+    assert decide(evidence, lately, NOW, RULE).trigger == "cooldown"
+    assert decide(evidence, past, NOW, Decide(growth=0)).trigger == "none"
+
+
+def test_broken_data_is_never_outvoted_by_growth():
+    evidence = replace(BROKEN, history=9000)
+    assert decide(evidence, Past(trained_rows=1000), NOW, RULE).action is Action.CALL

@@ -150,7 +150,7 @@ class ChainAudit:
         """The last training and the end of the rows that a gate has looked at.
 
         The very first release sets no cool-down off, so its kind `first` does not count.
-        `last_evidence` stays None: the reporter keeps it.
+        `trained_rows` stays 0: the champion's manifest holds it.
         """
         last_training: datetime | None = None
         looked_until: datetime | None = None

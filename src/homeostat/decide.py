@@ -28,11 +28,13 @@ def policy(rule: Decide) -> Policy:
 def decide(evidence: Evidence, past: Past, now: datetime, rule: Decide) -> Decision:
     """What to do about one window.
 
-    A failed look or too few rows hold; broken data calls a human; harm, and then drift that was
-    tested in this window, retrain. A training within `rule.cooldown` of the last one waits, and
+    A failed look or too few rows hold; broken data calls a human; harm, then drift that was tested
+    in this window, then growth of the labelled rows retrain. A training within `rule.cooldown` of the last one waits, and
     under the mode `observe` none is ever started.
     """
     wanted = _wanted(evidence)
+    if wanted.trigger == "none" and rule.growth and past.trained_rows:
+        wanted = _grown(evidence.history, past.trained_rows, rule.growth, wanted)
     since = None if past.last_training is None else now - past.last_training
     numbers = dict(wanted.numbers)
     if since is not None:
@@ -89,6 +91,18 @@ def _wanted(evidence: Evidence) -> Decision:
     if evidence.state == State.DRIFT and not evidence.carried_over:
         return Decision(Action.RETRAIN, "drift", _drift(evidence), numbers)
     return Decision(Action.HOLD, "none", _calm(evidence), numbers)
+
+
+def _grown(rows: int, trained: int, growth: float, calm: Decision) -> Decision:
+    """A retraining where the labelled rows have grown enough, else `calm`."""
+    numbers = {**calm.numbers, "history": rows, "trained_rows": trained}
+    if rows < trained * (1 + growth):
+        return Decision(calm.action, calm.trigger, calm.reason, numbers)
+    reason = (
+        f"There are {rows:,} labelled rows, {rows / trained - 1:.0%} more than the champion was "
+        "trained on."
+    )
+    return Decision(Action.RETRAIN, "growth", reason, numbers)
 
 
 def _numbers(evidence: Evidence) -> Mapping[str, float]:

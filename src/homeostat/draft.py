@@ -45,8 +45,8 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class _Times:
-    """A column of times, read."""
+class Times:
+    """A column of times, read; see `read_times`."""
 
     utc: pd.Series[Any]  # naive times are taken as UTC here: only their order and span count
     naive: bool
@@ -70,9 +70,11 @@ def draft(
     target or feature that no model can be served with.
     """
     chosen = _checked(task, timezone)
-    frame = _read(data)
+    frame = read_file(data)
     _check_columns(frame, [target, time, *exclude])
-    times = {name: _times(frame[name]) for name in (time, "labelled_at") if name in frame.columns}
+    times = {
+        name: read_times(frame[name]) for name in (time, "labelled_at") if name in frame.columns
+    }
     usable = times[time].utc.notna() & frame[target].notna()
     rows = frame[usable]
     if rows.empty:
@@ -117,7 +119,8 @@ def _without(rows: int) -> str:
     return f"; {rows:,} more have no target or no time and are left out" if rows else ""
 
 
-def _read(data: Path) -> pd.DataFrame:
+def read_file(data: Path) -> pd.DataFrame:
+    """A CSV or Parquet file by its name; raises ProjectError for what cannot be read."""
     import pandas as pd
 
     name = data.name.lower()
@@ -145,14 +148,14 @@ def _check_columns(frame: pd.DataFrame, wanted: Sequence[str]) -> None:
             )
 
 
-def _times(column: pd.Series[Any]) -> _Times:
+def read_times(column: pd.Series[Any]) -> Times:
     """Read times, saying how; raises ProjectError for what cannot be read as times."""
     import pandas as pd
     from pandas.api import types
 
     if types.is_datetime64_any_dtype(column):
         naive = getattr(column.dt, "tz", None) is None
-        return _Times(pd.to_datetime(column, utc=True), naive, "")
+        return Times(pd.to_datetime(column, utc=True), naive, "")
     if types.is_numeric_dtype(column) or not len(column.dropna()):
         what = "numbers" if len(column.dropna()) else "nothing"
         raise ProjectError(
@@ -174,7 +177,7 @@ def _times(column: pd.Series[Any]) -> _Times:
             continue
         code = f"{way}, utc=True" if aware else way
         lines = (f"{column.name} is read as {said}.",) if said else ()
-        return _Times(utc, not aware, code, lines)
+        return Times(utc, not aware, code, lines)
     raise ProjectError(
         f"the time column {column.name!r} cannot be read as times.",
         hint="Write them as ISO 8601, for example 2013-01-31T18:05:00Z.",

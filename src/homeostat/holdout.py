@@ -33,6 +33,15 @@ def before(rows: pa.Table, moment: datetime) -> pa.Table:
     return rows.filter(pc.less(rows.column("occurred_at"), pa.scalar(moment, TIMESTAMP)))
 
 
+def everything(rows: pa.Table) -> Holdout:
+    """All rows train and none judges, as in the ungated yardstick of a replay."""
+    if not rows.num_rows:
+        nowhere = datetime.fromisoformat("1970-01-01T00:00:00Z")
+        return Holdout(rows, rows, Window(nowhere, nowhere), "No row has a label yet.")
+    end = pc.max(rows.column("occurred_at")).as_py() + TICK
+    return Holdout(rows, rows.slice(0, 0), Window(end, end), "")
+
+
 def hold_out(
     rows: pa.Table, *, fresh_after: datetime | None, gate: Gate, training: Training
 ) -> Holdout:

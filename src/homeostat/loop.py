@@ -35,7 +35,7 @@ from homeostat.contracts import (
 )
 from homeostat.decide import asked
 from homeostat.errors import ReleaseError, TrainingError, cause
-from homeostat.holdout import TICK, Holdout, before, hold_out
+from homeostat.holdout import TICK, Holdout, before, everything, hold_out
 from homeostat.monitor import Subject, examine, failed
 from homeostat.profile import Profile
 from homeostat.records import (
@@ -74,6 +74,7 @@ class Loop:
     copy: Callable[[], object]  # makes the champion's copies for people
     watch: Watcher
     report: Path | None = None  # the drift report, to be tracked beside a training
+    gated: bool = True  # False: a replay's yardstick, which promotes whatever it trained
     _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
 
     # --- turns ---
@@ -82,7 +83,8 @@ class Loop:
         """Monitor, decide, and do what was decided."""
         now = now or self.clock.now()
         evidence = self._look(now)
-        past = replace(self.audit.past(), last_evidence=evidence)
+        trained = self._champion().manifest["training"]["rows"]
+        past = replace(self.audit.past(), trained_rows=trained)
         return self._act(self.policy(evidence, past, now), evidence, now)
 
     def monitor(self, now: datetime | None = None) -> Evidence:
@@ -152,6 +154,8 @@ class Loop:
                 now=now,
                 reporter=self.reporter,
             )
+            history = self._labelled(now, subject.schema).num_rows
+            evidence = replace(evidence, history=history)
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
             evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
@@ -255,6 +259,8 @@ class Loop:
     def _judge(
         self, candidate: Candidate, champion: Release, parts: Holdout, now: datetime
     ) -> Verdict:
+        if not self.gated:
+            return replace(gate.unjudged("No gate, as asked.", parts.window), promote=True)
         held = {name: self.releases.object(champion, name) for name in champion.manifest["objects"]}
         schema = Schema.from_json(held["schema"])
         seen = self.journal.read(parts.window, as_of=now, labelled=True, schema=schema)
@@ -338,6 +344,8 @@ class Loop:
         return before(rows, now - self.settings.labels.delay)
 
     def _split(self, rows: pa.Table, champion: Release | None) -> Holdout:
+        if champion is not None and not self.gated:
+            return everything(rows)
         looked = self.audit.past().looked_until
         bounds = [t for t in (champion.cutoff if champion else None, looked) if t is not None]
         return hold_out(

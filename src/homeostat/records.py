@@ -141,6 +141,7 @@ class Evidence:
     prediction_drift: ColumnDrift | None = None
     performance: Performance | None = None
     evidently: Mapping[str, Json] = field(default_factory=dict)
+    history: int = 0  # labelled rows in the whole journal that are old enough to be judged
     created_at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -175,7 +176,7 @@ class Past:
 
     last_training: datetime | None = None  # when the last challenger trained, promoted or not
     looked_until: datetime | None = None  # end of the newest rows that a gate has used
-    last_evidence: Evidence | None = None  # of the newest window; None before the first
+    trained_rows: int = 0  # labelled rows that the champion was trained on
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,12 @@ class Decide(_Section):
     cooldown: Duration = Field(
         timedelta(days=28), description="Least time between two trainings of the loop's own accord."
     )
+    growth: float = Field(
+        0.1,
+        ge=0,
+        description="Retrain when there are this many more labelled rows than the champion was "
+        "trained on, as a share of those; 0 switches it off.",
+    )
 
 
 class Tracking(_Section):

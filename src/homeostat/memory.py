@@ -1,0 +1,316 @@
+"""A journal, releases and an audit trail that live in memory: the loop's stores in a replay.
+
+They take and give what `contracts` says, as the stores in files do, and share their join and their
+columns; nothing is written anywhere. With them come a clock that is moved by hand and a reporter
+that remembers the last status and counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from homeostat.audit import TRAININGS, canonical, jsonable
+from homeostat.errors import ConflictError, JournalError, ReleaseError
+from homeostat.journal import join, shape
+from homeostat.records import (
+    Appended,
+    Candidate,
+    Evidence,
+    Json,
+    Labelled,
+    Past,
+    Refusal,
+    Release,
+    Verdict,
+    Window,
+    utc,
+)
+from homeostat.release import FORMAT
+from homeostat.schema import SYSTEM, TIMESTAMP, Schema
+
+_VERSIONED = pa.schema([*shape.LABELS, ("commit", pa.int64())])
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class SimulatedClock:
+    """A clock that stands at `time` until that is set; aware UTC."""
+
+    time: datetime
+
+    def now(self) -> datetime:
+        return self.time
+
+
+class MemoryJournal:
+    """The `contracts.Journal` without files. A label needs its `labelled_at`: nothing arrives
+    here at a time of its own.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[pa.Table] = []
+        self._labels: list[pa.Table] = []
+        self._ids: set[str] = set()
+        self._last: dict[str, str] = {}  # id → newest version of its label
+        self._imported: dict[str, str] = {}  # id → what load() said last
+        self._refused: list[tuple[datetime, str]] = []
+
+    def append(self, rows: pa.Table) -> Appended:
+        """Add served rows. Raises ConflictError with the row's number, and JournalError."""
+        served = shape.conformed(rows)
+        fresh = self._unknown(served.column("prediction_id").to_pylist())
+        if len(fresh) < served.num_rows:
+            self._check_repeated(served, frozenset(fresh))
+        return self._add(served, fresh)
+
+    def label(self, labels: pa.Table) -> Labelled:
+        """Add labels. Raises JournalError where `labelled_at` is null."""
+        return self._learn(labels, self._last)
+
+    def load(self, rows: pa.Table) -> tuple[Appended, Labelled]:
+        """Import rows; what an earlier `load` said of a label already is no news."""
+        served = shape.conformed(rows)
+        place = served.schema.get_field_index("source")
+        source = pa.repeat(pa.scalar("load"), served.num_rows)
+        served = served.set_column(place, served.schema.field(place), source)
+        added = self._add(served, self._unknown(served.column("prediction_id").to_pylist()))
+        arrived = pc.coalesce(rows.column("labelled_at"), served.column("recorded_at"))
+        given = pa.table(
+            {
+                "prediction_id": served.column("prediction_id"),
+                "label": rows.column("label"),
+                "labelled_at": arrived,
+            }
+        )
+        given = given.filter(pc.is_valid(given.column("label")))
+        return added, self._learn(given, {**self._last, **self._imported}, self._imported)
+
+    def reject(self, refusals: Sequence[Refusal], at: datetime) -> None:
+        """Count refused rows by code and column, without their values."""
+        names = (r.code if r.field is None else f"{r.code}:{r.field}" for r in refusals)
+        self._refused += [(utc(at), name) for name in names]
+
+    def read(
+        self,
+        window: Window | None = None,
+        *,
+        as_of: datetime | None = None,
+        labelled: bool | None = None,
+        schema: Schema | None = None,
+    ) -> pa.Table:
+        """Rows with the labels that had arrived by `as_of`, see `contracts.Journal.read`."""
+        columns = schema.journal if schema else shape.union([table.schema for table in self._rows])
+        tables = [join.within(shape.aligned(table, columns), window) for table in self._rows]
+        rows = pa.concat_tables([columns.empty_table(), *tables])
+        log = pa.concat_tables([shape.LABELS.empty_table(), *self._labels])
+        labels = join.last_labels(_VERSIONED.empty_table(), log, as_of)
+        rows = join.joined(rows, labels, labelled=labelled)
+        if schema is not None and schema.target.task == "regression":
+            place = rows.schema.get_field_index("label")
+            rows = rows.set_column(place, "label", rows.column(place).cast(pa.float64()))
+        return rows
+
+    def newest(self, *, source: str | None = None) -> datetime | None:
+        """The newest event time, of one source or of all; None in an empty journal."""
+        moments = []
+        for table in self._rows:
+            times = table.column("occurred_at")
+            if source is not None:
+                times = times.filter(pc.equal(table.column("source"), source))
+            moments.append(pc.max(times).as_py())
+        return max((moment.astimezone(UTC) for moment in moments if moment), default=None)
+
+    def refused(self, window: Window) -> Mapping[str, int]:
+        """Refused rows in the window of arrival time, counted by `code` or `code:column`."""
+        return Counter(name for at, name in self._refused if window.start <= at < window.end)
+
+    def _unknown(self, ids: Sequence[str]) -> list[int]:
+        """The places of ids that are new, each id once."""
+        first = {name: place for place, name in reversed(list(enumerate(ids)))}
+        return sorted(place for name, place in first.items() if name not in self._ids)
+
+    def _add(self, served: pa.Table, fresh: Sequence[int]) -> Appended:
+        new = served.take(pa.array(fresh, pa.int64())).combine_chunks()
+        if new.num_rows:
+            self._rows.append(new)
+            self._ids.update(new.column("prediction_id").to_pylist())
+        return Appended(new.num_rows, served.num_rows - new.num_rows)
+
+    def _check_repeated(self, served: pa.Table, fresh: frozenset[int]) -> None:
+        """Raise ConflictError for the first row whose id came before with other content."""
+        wanted = served.column("prediction_id").combine_chunks()
+        known: dict[str, str] = {}
+        for table in self._rows:
+            known.update(_contents(table.filter(pc.is_in(table.column("prediction_id"), wanted))))
+        for place, (name, content) in enumerate(_contents(served)):
+            if place in fresh:
+                known[name] = content
+            elif known[name] != content:
+                raise ConflictError(
+                    f"the prediction_id of row {place} is known with other content.",
+                    row=place,
+                    hint="Give each prediction an id of its own.",
+                )
+
+    def _learn(
+        self, given: pa.Table, before: Mapping[str, str], told: dict[str, str] | None = None
+    ) -> Labelled:
+        """Keep those labels that differ from `before`; `told` remembers what was said."""
+        stamps = pa.repeat(pa.scalar(_FIRST, TIMESTAMP), given.num_rows)  # order of calls counts
+        table = shape.labels(given.append_column("recorded_at", stamps))
+        if table.column("labelled_at").null_count:
+            raise JournalError("a label has no time of arrival.", hint="Give its labelled_at.")
+        newest, keep, changed = dict(before), [], 0
+        names, values = (table.column(name).to_pylist() for name in ("prediction_id", "label"))
+        for place, (name, value) in enumerate(zip(names, values, strict=True)):
+            if newest.get(name) != value:
+                keep.append(place)
+                changed += name in newest
+                newest[name] = self._last[name] = value
+            if told is not None:
+                told[name] = value
+        if keep:
+            self._labels.append(table.take(pa.array(keep, pa.int64())))
+        return Labelled(len(keep), table.num_rows - len(keep), changed)
+
+
+def _contents(rows: pa.Table) -> list[tuple[str, str]]:
+    """Id and content of each row: its event time, and its features that are not null."""
+    names = [name for name in rows.column_names if name == "occurred_at" or name not in SYSTEM]
+    ids = rows.column("prediction_id").to_pylist()
+    texts = (
+        repr(sorted((name, value) for name, value in row.items() if value is not None))
+        for row in rows.select(names).to_pylist()
+    )
+    return list(zip(ids, texts, strict=True))
+
+
+class MemoryReleases:
+    """The `contracts.Releases` without files, keys or signatures: its bytes never leave the
+    process. The same candidate has the same id as in the store on disk.
+    """
+
+    def __init__(self) -> None:
+        self._objects: dict[str, bytes] = {}
+        self._releases: dict[str, Release] = {}
+        self._champion: Release | None = None
+
+    def champion(self) -> Release | None:
+        return self._champion
+
+    def get(self, release: str) -> Release:
+        """A release by id or unambiguous prefix. Raises ReleaseError."""
+        found = [identity for identity in self._releases if identity.startswith(release)]
+        if len(found) != 1:
+            raise ReleaseError(f"{len(found)} releases begin with {release[:64]!r}.")
+        return self._releases[found[0]]
+
+    def object(self, release: Release, name: str) -> bytes:
+        """Raises ReleaseError where the release has no such object."""
+        if name not in release.manifest["objects"]:
+            raise ReleaseError(f"release {release.short} has no object {name!r}.")
+        return self._objects[release.manifest["objects"][name]]
+
+    def add(self, candidate: Candidate, verdict: Verdict, at: datetime) -> Release:
+        """Keep a candidate. Raises ReleaseError when its parent is not the champion."""
+        if candidate.parent != (self._champion.id if self._champion else None):
+            raise ReleaseError("the candidate challenges a release that is not the champion.")
+        hashes = {n: hashlib.sha256(c).hexdigest() for n, c in sorted(candidate.objects.items())}
+        manifest = {
+            "format": FORMAT,
+            "kind": candidate.kind,
+            "created_at": utc(at),
+            "sequence": self._champion.sequence + 2 if self._champion else 2,
+            "parent": candidate.parent,
+            "task": Schema.from_json(candidate.objects["schema"]).target.task,
+            "objects": hashes,
+            "training": candidate.training,
+            "gate": verdict,
+            "seconds": candidate.seconds,
+            "params": candidate.params,
+            "versions": candidate.versions,
+            "seed": candidate.seed,
+        }
+        plain = jsonable(manifest)
+        release = Release(hashlib.sha256(canonical(plain)).hexdigest(), plain["sequence"], plain)
+        self._objects.update((hashes[name], held) for name, held in candidate.objects.items())
+        self._releases[release.id] = release
+        return release
+
+    def promote(self, release: Release) -> None:
+        """Raises ReleaseError when another release was promoted since this one was added."""
+        champion = self._champion.id if self._champion else None
+        if self.get(release.id).manifest["parent"] != champion:
+            raise ReleaseError("another release was promoted since this one was added.")
+        self._champion = release
+
+    def roll_back(self, to: str | None = None) -> Release:
+        """Raises ReleaseError when there is no way back."""
+        line = self.line()
+        target = self.get(to) if to else (line[1] if len(line) > 1 else None)
+        if target is None or target not in line[1:]:
+            raise ReleaseError("there is no such earlier release to go back to.")
+        self._champion = Release(target.id, line[0].sequence + 2, target.manifest)
+        return self._champion
+
+    def line(self) -> Sequence[Release]:
+        """The champions from the present one back to the first, newest first."""
+        line, release = [], self._champion
+        while release is not None:
+            line.append(release)
+            parent = release.manifest["parent"]
+            release = None if parent is None else self._releases[parent]
+        return line
+
+
+class MemoryAudit:
+    """The `contracts.Audit` without a file, and so without hashes."""
+
+    def __init__(self) -> None:
+        self._lines: list[Mapping[str, Json]] = []
+
+    def write(self, kind: str, at: datetime, body: Mapping[str, Json]) -> None:
+        self._lines.append(jsonable({"at": at, "kind": kind, "body": body}))
+
+    def lines(self) -> Sequence[Mapping[str, Json]]:
+        return tuple(self._lines)
+
+    def past(self) -> Past:
+        """As the chain on disk tells it, from the same lines."""
+        trained = [line["at"] for line in self._lines if line["kind"] in TRAININGS]
+        windows = [line["body"].get("window") for line in self._lines if line["kind"] == "gate"]
+        looked = [datetime.fromisoformat(window["end"]) for window in windows if window]
+        return Past(
+            last_training=datetime.fromisoformat(trained[-1]) if trained else None,
+            looked_until=max(looked, default=None),
+        )
+
+
+@dataclass
+class CountingReporter:
+    """A reporter that draws nothing: it keeps the last status and counts the verdicts."""
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    _last: Evidence | None = None
+
+    def evidently(
+        self,
+        reference: pa.Table,  # noqa: ARG002 - the contract names it
+        current: pa.Table,  # noqa: ARG002 - as above
+        schema: Schema,  # noqa: ARG002 - as above
+    ) -> Mapping[str, Json]:
+        return {}
+
+    def status(self, evidence: Evidence) -> None:
+        self.verdicts[evidence.state.value] += 1
+        self._last = evidence
+
+    def last(self) -> Evidence | None:
+        return self._last
