@@ -8,15 +8,17 @@ if TYPE_CHECKING:
     from homeostat.build import Project, load_project
     from homeostat.predictor import Predictor
     from homeostat.profile import Profile
+    from homeostat.replay import replay
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "Profile", "Project", "__version__", "load_project"]
+__all__ = ["Predictor", "Profile", "Project", "__version__", "load_project", "replay"]
 
 _HOMES = {
     "Predictor": "homeostat.predictor",
     "Profile": "homeostat.profile",
     "Project": "homeostat.build",
     "load_project": "homeostat.build",
+    "replay": "homeostat.replay",
 }
 
 

@@ -1,0 +1,174 @@
+"""The learner of a replay: the user's script in a child, each fit done once for all policies.
+
+Takes an engine, the script's trainer and the rows before the start. Gives a `Trainer` for one
+policy's loop, which counts the CPU time of its trainings, and the losses of any model on any
+window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from homeostat.contracts import Engine, Trainer
+from homeostat.records import Candidate, Refusal
+from homeostat.rowhash import frame_hash
+from homeostat.schema import Schema
+from homeostat.scoring import losses, outputs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class MeteredEngine:
+    """An `Engine` that knows the CPU seconds of the last call, all threads of the child."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.seconds = 0.0
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        metered: _Metered[T] = _Metered(function)
+        result, self.seconds = self._engine.run(metered, *args, **kwargs)
+        return result
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class _Metered(Generic[T]):
+    """A function that also gives its CPU seconds, under its own name in errors."""
+
+    def __init__(self, function: Callable[..., T]) -> None:
+        self._function = function
+        self.__qualname__ = function.__qualname__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[T, float]:
+        began = time.process_time()
+        result = self._function(*args, **kwargs)
+        return result, time.process_time() - began
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One window as one model answered it."""
+
+    rows: pa.Table  # as the journal takes them, without `model_version`
+    loss: Floats  # of every row of the window; NaN where it was refused or has no label
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass
+class Shared:
+    """What the policies of one replay share: a fit for each frame, an answer for each window."""
+
+    trainer: Trainer
+    engine: MeteredEngine
+    schema: Schema
+    fits: dict[tuple[str, str], tuple[Candidate, float]] = field(default_factory=dict)
+    answers: dict[tuple[str, int], Served] = field(default_factory=dict)
+
+    def fit(
+        self, rows: pa.Table, schema: Schema, *, cutoff: datetime, as_of: datetime
+    ) -> tuple[Candidate, float]:
+        """A candidate without parent, and the CPU seconds of its fit."""
+        key = frame_hash(rows, schema), schema.to_json()
+        if key not in self.fits:
+            made = self.trainer.fit(rows, schema, cutoff=cutoff, as_of=as_of, parent=None)
+            self.fits[key] = made, self.engine.seconds
+        candidate, seconds = self.fits[key]
+        training = replace(candidate.training, cutoff=cutoff, as_of=as_of)
+        return replace(candidate, training=training), seconds
+
+    def serve(self, held: Mapping[str, bytes], number: int, rows: pa.Table) -> Served:
+        """How the release with these objects answers `rows`, which are window `number`."""
+        digest = hashlib.sha256()
+        for name in ("model", "schema", "calibrator"):
+            digest.update(hashlib.sha256(held.get(name, b"")).digest())
+        key = digest.hexdigest(), number
+        if key not in self.answers:
+            self.answers[key] = self._served(held, rows)
+        return self.answers[key]
+
+    def _served(self, held: Mapping[str, bytes], rows: pa.Table) -> Served:
+        schema = Schema.from_json(held["schema"])
+        refused, refusals = _refused(rows, schema)
+        taken = rows.filter(pa.array(~refused))
+        loss = np.full(rows.num_rows, np.nan)
+        if taken.num_rows:
+            scores = self.trainer.score(held["model"], taken, schema, held.get("calibrator"))
+            for name in scores.column_names:
+                place = taken.schema.get_field_index(name)
+                taken = taken.set_column(place, taken.schema.field(place), scores.column(name))
+            known = pc.is_valid(taken.column("label")).to_numpy()
+            judged = taken.filter(pa.array(known))
+            found = losses(outputs(judged, schema.target), schema.labels(judged), schema.target)
+            loss[np.flatnonzero(~refused)[known]] = found
+        return Served(taken, loss, refusals)
+
+
+def _refused(rows: pa.Table, schema: Schema) -> tuple[NDArray[np.bool_], tuple[Refusal, ...]]:
+    """Which rows the server would refuse, since the model cannot take a null, and as what."""
+    refused = np.zeros(rows.num_rows, dtype=bool)
+    refusals: list[Refusal] = []
+    for feature in schema.features:
+        if not feature.nullable:
+            null = pc.is_null(rows.column(feature.name), nan_is_null=True).to_numpy() & ~refused
+            refusals += [Refusal("null_not_allowed", feature.name)] * int(null.sum())
+            refused |= null
+    return refused, tuple(refusals)
+
+
+class PolicyTrainer:
+    """The `Trainer` of one policy's loop. `load` gives the rows before the start, once: all
+    later rows come by serving. `cpu_seconds` sums its trainings, but for that of the first model,
+    whether or not another policy had the same fit done already.
+    """
+
+    def __init__(self, shared: Shared, history: pa.Table) -> None:
+        self._shared = shared
+        self._history: pa.Table | None = history
+        self.cpu_seconds = 0.0
+
+    def load(self) -> pa.Table | None:
+        history, self._history = self._history, None
+        return history
+
+    def schema_of(self, loaded: pa.Table) -> Schema:  # noqa: ARG002 - the whole stream has one
+        return self._shared.schema
+
+    def rows_of(self, loaded: pa.Table, schema: Schema, at: datetime) -> pa.Table:  # noqa: ARG002 - they have this form
+        return loaded
+
+    def fit(
+        self,
+        rows: pa.Table,
+        schema: Schema,
+        *,
+        cutoff: datetime,
+        as_of: datetime,
+        parent: str | None,
+    ) -> Candidate:
+        candidate, seconds = self._shared.fit(rows, schema, cutoff=cutoff, as_of=as_of)
+        if parent is None:
+            return candidate
+        self.cpu_seconds += seconds
+        return replace(candidate, kind="retrain", parent=parent)
+
+    def score(
+        self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None
+    ) -> pa.Table:
+        return self._shared.trainer.score(model, rows, schema, calibrator)

@@ -1,0 +1,83 @@
+"""What one sees of a replay in a terminal: the time that is left, and the table at the end.
+
+Takes the number of windows and policies, and the result. Gives a Rich progress bar on standard
+error, silent where nobody watches, and the table on the console it is handed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from homeostat.replay.result import NAMES, ReplayResult
+
+Start = Callable[[str], Callable[[], object]]
+"""Called with a policy's name when it begins; gives what to call after each of its windows."""
+
+
+@contextmanager
+def progress(policies: int, windows: int, *, shown: bool) -> Iterator[Start]:
+    """A bar over all windows of all policies, with the time that is left."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("windows"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not shown,
+    )
+    task = bar.add_task("", total=policies * windows)
+
+    def start(name: str) -> Callable[[], object]:
+        bar.update(task, description=f"{escape(name):12}")
+        return lambda: bar.advance(task)
+
+    with bar:
+        yield start
+
+
+def show(result: ReplayResult, console: Console) -> None:
+    """What was assumed, and the table of policies."""
+    for line in result.said:
+        console.print(f"[dim]•[/] {escape(line)}")
+    metric = NAMES[result.rows[0].metric]
+    table = Table("policy", metric, "gain", "gain kept", "retrains", "promoted", "harmful", "CPU s")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in result.rows:
+        table.add_row(
+            escape(row.policy),
+            f"{row.value:.5g}",
+            _share(row.relative_gain, sign="+"),
+            _share(row.gain_kept),
+            str(row.retrains),
+            str(row.promotions),
+            str(row.harmful_promotions),
+            f"{row.cpu_seconds:.1f}",
+        )
+    console.print(table)
+    first, last = result.windows[0].start, result.windows[-1].end
+    console.print(
+        f"[dim]{result.compared:,} labelled rows in {len(result.windows)} windows, "
+        f"{first:%Y-%m-%d} to {last:%Y-%m-%d}[/]"
+    )
+
+
+def _share(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.1%}"
