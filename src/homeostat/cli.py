@@ -313,6 +313,58 @@ def log_import(
 
 
 @app.command()
+def replay(
+    data: Annotated[Path, typer.Argument(help="CSV or Parquet of labelled rows.")],
+    time: Annotated[str, typer.Option(help="Column of the event time.")],
+    target: Annotated[str, typer.Option(help="Column to predict.")],
+    every: Annotated[str, typer.Option(help="Length of a window, for example 7d.")],
+    labelled_at: Annotated[
+        str | None, typer.Option(help="Column that says when the label came; else one window on.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A column that is no feature; may be repeated.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="binary, multiclass or regression; inferred if unset.")
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(help="Zone in which naive times are read; UTC if unset.")
+    ] = None,
+    policies: Annotated[
+        str, typer.Option(help="Of never, every:K and homeostat.")
+    ] = "never,every:4,homeostat",
+    start: Annotated[
+        str, typer.Option(help="When the first model trains: a share of the time, or a time.")
+    ] = "0.2",
+    project: Annotated[
+        Path | None, typer.Option("--project", "-p", help="Fit as this project does.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for replay.json and .png.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a policy would have done on one's own history, beside never and a plain schedule."""
+    from homeostat.draft import read_file
+    from homeostat.replay import replay as run
+    from homeostat.replay.view import report
+
+    result = run(
+        read_file(data),
+        time=time,
+        target=target,
+        every=every,
+        labelled_at=labelled_at,
+        exclude=exclude or (),
+        task=task,
+        timezone=timezone,
+        policies=[name.strip() for name in policies.split(",")],
+        start=start,
+        project=project,
+        progress=True,
+    )
+    report(result, out, screen.out, as_json=as_json)
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the demo's project; a new one if unset.")

@@ -134,13 +134,14 @@ def _refused(rows: pa.Table, schema: Schema) -> tuple[NDArray[np.bool_], tuple[R
 
 class PolicyTrainer:
     """The `Trainer` of one policy's loop. `load` gives the rows before the start, once: all
-    later rows come by serving. `cpu_seconds` sums its trainings, but for that of the first model,
-    whether or not another policy had the same fit done already.
+    later rows come by serving. `cpu_seconds` sums its trainings, but for that of the first model:
+    each frame once, whether or not another policy had the same fit done already.
     """
 
     def __init__(self, shared: Shared, history: pa.Table) -> None:
         self._shared = shared
         self._history: pa.Table | None = history
+        self._paid: set[str] = set()
         self.cpu_seconds = 0.0
 
     def load(self) -> pa.Table | None:
@@ -163,9 +164,11 @@ class PolicyTrainer:
         parent: str | None,
     ) -> Candidate:
         candidate, seconds = self._shared.fit(rows, schema, cutoff=cutoff, as_of=as_of)
+        if candidate.training.sha256 not in self._paid:
+            self._paid.add(candidate.training.sha256)
+            self.cpu_seconds += seconds if parent else 0.0
         if parent is None:
             return candidate
-        self.cpu_seconds += seconds
         return replace(candidate, kind="retrain", parent=parent)
 
     def score(

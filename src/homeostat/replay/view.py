@@ -1,13 +1,14 @@
 """What one sees of a replay in a terminal: the time that is left, and the table at the end.
 
 Takes the number of windows and policies, and the result. Gives a Rich progress bar on standard
-error, silent where nobody watches, and the table on the console it is handed.
+error, silent where nobody watches, the table on the console it is handed, and the two files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from homeostat.errors import HomeostatError
 from homeostat.replay.result import NAMES, ReplayResult
 
 Start = Callable[[str], Callable[[], object]]
@@ -52,25 +54,36 @@ def progress(policies: int, windows: int, *, shown: bool) -> Iterator[Start]:
         yield start
 
 
-def show(result: ReplayResult, console: Console) -> None:
+def report(result: ReplayResult, out: Path | None, console: Console, *, as_json: bool) -> None:
+    """Print the result, and write `replay.json` and `replay.png` into `out`.
+
+    Raises HomeostatError where these cannot be written.
+    """
+    if as_json:
+        print(result.to_json(), end="")
+    else:
+        _show(result, console)
+    if out is None:
+        return
+    names = out / "replay.json", out / "replay.png"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        names[0].write_text(result.to_json(), encoding="utf-8")
+        result.plot(names[1])
+    except OSError as error:
+        raise HomeostatError(f"{out} cannot be written: {error.strerror}.") from error
+    if not as_json:
+        for name in names:
+            console.print(f"[dim]wrote[/] {escape(str(name))}")
+
+
+def _show(result: ReplayResult, console: Console) -> None:
     """What was assumed, and the table of policies."""
     for line in result.said:
         console.print(f"[dim]•[/] {escape(line)}")
     metric = NAMES[result.rows[0].metric]
-    table = Table("policy", metric, "gain", "gain kept", "retrains", "promoted", "harmful", "CPU s")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in result.rows:
-        table.add_row(
-            escape(row.policy),
-            f"{row.value:.5g}",
-            _share(row.relative_gain, sign="+"),
-            _share(row.gain_kept),
-            str(row.retrains),
-            str(row.promotions),
-            str(row.harmful_promotions),
-            f"{row.cpu_seconds:.1f}",
-        )
+    names = ("policy", metric, "gain", "kept", "retrains", "promoted", "harmful", "CPU s")
+    table = Table(*names)
     console.print(table)
     first, last = result.windows[0].start, result.windows[-1].end
     console.print(
