@@ -29,8 +29,8 @@ def decide(evidence: Evidence, past: Past, now: datetime, rule: Decide) -> Decis
     """What to do about one window.
 
     A failed look or too few rows hold; broken data calls a human; harm, then drift that was tested
-    in this window, then growth of the labelled rows retrain. A training within `rule.cooldown` of the last one waits, and
-    under the mode `observe` none is ever started.
+    in this window, then growth of the labelled rows retrain. A training within `rule.cooldown` of
+    the last one waits, and under the mode `observe` none is ever started.
     """
     wanted = _wanted(evidence)
     if wanted.trigger == "none" and rule.growth and past.trained_rows:

@@ -8,7 +8,7 @@ seen by the champion, by the challenger, or by an earlier look of the gate.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +18,7 @@ from homeostat.schema import TIMESTAMP
 from homeostat.settings import Gate, Training
 
 TICK = timedelta(microseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,24 @@ def everything(rows: pa.Table) -> Holdout:
 
 
 def hold_out(
-    rows: pa.Table, *, fresh_after: datetime | None, gate: Gate, training: Training
+    rows: pa.Table,
+    *,
+    known_until: datetime | None,
+    looked_until: datetime | None,
+    gate: Gate,
+    training: Training,
 ) -> Holdout:
-    """Keep back the newest rows: `gate.window` of event time, never reaching behind `fresh_after`.
+    """Keep back the newest rows: `gate.window` of event time, of which no row was used before.
 
-    `rows` are labelled and mature, with at least the column `occurred_at`. `problem` says in one
-    sentence why they do not suffice; the caller must not train then.
+    `rows` are labelled and mature, with at least the column `occurred_at`. The champion was
+    trained on rows before `known_until`, an earlier look of the gate used rows before
+    `looked_until`; None where there was neither. `problem` says in one sentence why the rows do
+    not suffice; the caller must not train then.
     """
+    used = [moment for moment in (known_until, looked_until) if moment is not None]
+    fresh_after = max(used, default=None)
     if not rows.num_rows:
-        nowhere = fresh_after or datetime.fromisoformat("1970-01-01T00:00:00Z")
+        nowhere = fresh_after or EPOCH
         return Holdout(rows, rows, Window(nowhere, nowhere), "No row has a label yet.")
     end = pc.max(rows.column("occurred_at")).as_py() + TICK
     start = end - gate.window
@@ -59,11 +69,17 @@ def hold_out(
         start = min(max(start, fresh_after), end)
     old = before(rows, start)
     fresh = rows.filter(pc.greater_equal(rows.column("occurred_at"), pa.scalar(start, TIMESTAMP)))
+    learned = before(old, known_until).num_rows if known_until else 0
     problem = ""
     if not fresh.num_rows:
         problem = (
             f"No labelled row is newer than {start:%Y-%m-%d %H:%M} UTC, up to which rows were "
             "used already, so nothing could judge a challenger."
+        )
+    elif learned and learned == old.num_rows:
+        problem = (
+            f"The {fresh.num_rows:,} labelled rows that the champion has not seen are all needed "
+            "to judge a challenger, so it would learn nothing more."
         )
     elif fresh.num_rows < gate.min_rows:
         problem = (

@@ -205,14 +205,20 @@ class Loop:
         now = outcome.at
         try:
             schema = self._import(now, champion)
-            parts = self._split(self._labelled(now, schema), champion)
+            rows = self._labelled(now, schema)
+            parts = self._split(rows, champion)
             if parts.problem:
                 self.audit.write("held", now, {"reason": parts.problem})
                 return _held(outcome, "no_fresh_labels", parts.problem)
             candidate = self._fit(parts.training, schema, parts.window.start, now, champion.id)
             self.audit.write("trained", now, _brief_candidate(candidate))
             verdict = self._judge(candidate, champion, parts, now)
-            self.audit.write("gate", now, {"promote": verdict.promote, **jsonable(verdict)})
+            self.audit.write("gate", now, jsonable(verdict))
+            if verdict.promote and self.settings.training.refit:
+                candidate = self._fit(rows, schema, parts.window.end, now, champion.id)
+                self._query(candidate)
+                self.audit.write("refitted", now, _brief_candidate(candidate))
+                verdict = replace(verdict, sibling=True)
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("training_failed", now, {"reason": cause(error)})
             self._tell("training failed", cause(error))
@@ -240,6 +246,7 @@ class Loop:
                 block=self.settings.monitor.block,
                 window=parts.window,
             )
+            verdict = replace(verdict, sibling=True)
         candidate = self._fit(rows, schema, parts.window.end, now, None)
         self.audit.write("first", now, _brief_candidate(candidate))
         return replace(candidate, kind="first"), verdict
@@ -247,12 +254,6 @@ class Loop:
     def _fit(
         self, rows: pa.Table, schema: Schema, cutoff: datetime, now: datetime, parent: str | None
     ) -> Candidate:
-        if rows.num_rows < self.settings.training.min_rows:
-            raise TrainingError(
-                f"there are {rows.num_rows} labelled rows, training wants "
-                f"{self.settings.training.min_rows}.",
-                hint="Wait for labels, or lower training.min_rows.",
-            )
         learned = schema.learned_from(rows)
         return self.trainer.fit(rows, learned, cutoff=cutoff, as_of=now, parent=parent)
 
@@ -346,11 +347,10 @@ class Loop:
     def _split(self, rows: pa.Table, champion: Release | None) -> Holdout:
         if champion is not None and not self.gated:
             return everything(rows)
-        looked = self.audit.past().looked_until
-        bounds = [t for t in (champion.cutoff if champion else None, looked) if t is not None]
         return hold_out(
             rows,
-            fresh_after=max(bounds) if bounds else None,
+            known_until=champion.cutoff if champion else None,
+            looked_until=self.audit.past().looked_until,
             gate=self.settings.gate,
             training=self.settings.training,
         )

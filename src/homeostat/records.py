@@ -230,6 +230,7 @@ class Verdict:
     rows: int
     blocks: int
     window: Window | None
+    sibling: bool = False  # judged was a model of the same code that had not seen these rows
 
 
 @dataclass(frozen=True, slots=True)

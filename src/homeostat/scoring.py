@@ -72,6 +72,8 @@ class Scorer:
         (rows,), of a regression. Raises SchemaError when the model yields anything not finite.
         """
         target = self.schema.target
+        if not features.num_rows:  # estimators refuse an empty frame
+            return np.empty((0, len(target.classes)) if target.task == "multiclass" else 0)
         frame = self.schema.frame(features)
         if target.task == "regression":
             raw = np.asarray(self.estimator.predict(frame), dtype=float).reshape(len(frame))

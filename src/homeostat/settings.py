@@ -162,6 +162,11 @@ class Training(_Section):
         1, ge=1, description="OpenMP threads of a fit; more of them stall a server beside it."
     )
     min_rows: int = Field(200, ge=10, description="Fewer labelled rows: no training.")
+    refit: bool = Field(
+        True,
+        description="Fit a challenger that passed the gate once more, on the judging rows as well, "
+        "before it is released. The gate's evidence is then that of its sibling.",
+    )
 
 
 class Gate(_Section):
@@ -189,7 +194,7 @@ class Decide(_Section):
         "auto", description="observe: decide and record, but never train."
     )
     cooldown: Duration = Field(
-        timedelta(days=28), description="Least time between two trainings of the loop's own accord."
+        timedelta(days=21), description="Least time between two trainings of the loop's own accord."
     )
     growth: float = Field(
         0.1,

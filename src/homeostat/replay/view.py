@@ -84,6 +84,20 @@ def _show(result: ReplayResult, console: Console) -> None:
     metric = NAMES[result.rows[0].metric]
     names = ("policy", metric, "gain", "kept", "retrains", "promoted", "harmful", "CPU s")
     table = Table(*names)
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "left" if column.header == "policy" else "right"
+    for row in result.rows:
+        table.add_row(
+            escape(row.policy),
+            f"{row.value:.5g}",
+            _share(row.relative_gain, sign="+"),
+            _share(row.gain_kept),
+            str(row.retrains),
+            str(row.promotions),
+            str(row.harmful_promotions),
+            f"{row.cpu_seconds:.1f}",
+        )
     console.print(table)
     first, last = result.windows[0].start, result.windows[-1].end
     console.print(
