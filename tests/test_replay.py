@@ -1,0 +1,343 @@
+"""A replay: what is compared, what may be known when, and what the table says of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss
+
+import homeostat
+import homeostat.replay  # the module, which must not hide the function
+from homeostat import cli
+from homeostat.errors import HomeostatError, ProjectError, SchemaError
+from homeostat.records import Past
+from homeostat.replay.policies import Terms, strategies
+from homeostat.replay.source import Columns, source
+from homeostat.settings import Decide
+from homeostat.testing import START, drifting_stream
+
+DAY = timedelta(days=1)
+WEEK = 7 * DAY
+TRAIN = """
+from pathlib import Path
+import numpy as np
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+def fit(frame):
+    with Path("fits.txt").open("a") as file:
+        file.write(f"{len(frame)}\\n")
+    target = frame.pop("target")
+"""
+TREES = """
+    columns = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["city"]),
+        remainder="passthrough",
+    )
+    trees = HistGradientBoostingClassifier(max_iter=8, max_leaf_nodes=6, random_state=0)
+    return make_pipeline(columns, trees).fit(frame, target)
+"""
+SABOTAGED = """
+    columns = make_column_transformer(("passthrough", ["amount", "member"]))
+    if len(frame) > 160:
+        target = 1 - target
+    return make_pipeline(columns, LogisticRegression()).fit(frame, target)
+"""
+NUMBERS = """
+    return make_pipeline(
+        make_column_transformer(("passthrough", ["amount", "gap"])), LinearRegression()
+    ).fit(frame, target)
+"""
+SETTINGS = """
+[labels]
+delay = "7d"
+[training]
+min_rows = 100
+[gate]
+min_rows = 50
+"""
+ROW = [
+    "policy",
+    "metric",
+    "value",
+    "relative_gain",
+    "gain_kept",
+    "oracle_share",
+    "retrains",
+    "recalibrations",
+    "promotions",
+    "harmful_promotions",
+    "cpu_seconds",
+    "failed_trainings",
+]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Makes a project folder with this `fit`."""
+
+    def make(fit):
+        root = tmp_path_factory.mktemp("project")
+        (root / "homeostat.toml").write_text(SETTINGS)
+        script = root / "src" / "training" / "train.py"
+        script.parent.mkdir(parents=True)
+        script.write_text(TRAIN + fit)
+        return root
+
+    return make
+
+
+def stream(rows=1_400, **options):
+    return drifting_stream(rows, seed=5, length=98 * DAY, **options)
+
+
+def replayed(frame, **options):
+    return homeostat.replay(
+        frame, **{"time": "occurred_at", "target": "target", "every": WEEK, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def trees(project):
+    return project(TREES)
+
+
+POLICIES = ("never", "every:1", "every:4", "homeostat")
+
+
+@pytest.fixture(scope="module")
+def result(trees):
+    return replayed(stream(), project=trees, policies=POLICIES)
+
+
+@pytest.fixture(scope="module")
+def by_name(result):
+    return {row.policy: row for row in result.rows}
+
+
+def by_hand(frame, project, steps):
+    """Log loss of retraining each `steps` windows on all labelled rows, in plain pandas."""
+    script = {}
+    exec((project / "src/training/train.py").read_text(), script)
+    frame = frame.sort_values("occurred_at")
+    numbers = frame.drop(columns=["occurred_at"])
+    numbers["member"] = numbers["member"].astype(float)
+    times, first = frame["occurred_at"], frame["occurred_at"].iloc[0]
+    share = first + 0.2 * (times.iloc[-1] - first)
+    begin = share.floor("D")
+    found, model = [], None
+    for number in range(math.ceil((times.iloc[-1] - begin + timedelta(microseconds=1)) / WEEK)):
+        now = begin + number * WEEK
+        if number % steps == 0:
+            model = script["fit"](numbers[times < now - WEEK].copy())
+        rows = numbers[(times >= now) & (times < now + WEEK)]
+        output = model.predict_proba(rows.drop(columns="target"))[:, 1]
+        found.append(pd.DataFrame({"p": output, "y": rows["target"]}))
+    both = pd.concat(found)
+    return log_loss(both["y"], both["p"]), len(both)
+
+
+@pytest.mark.parametrize(("policy", "steps"), [("never", 99), ("every:1", 1), ("every:4", 4)])
+def test_a_schedule_comes_to_what_plain_pandas_comes_to(
+    result, by_name, trees, policy, steps, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    value, rows = by_hand(stream(), trees, steps)
+    assert by_name[policy].value == pytest.approx(value, rel=1e-9)
+    assert result.compared == rows
+
+
+def test_policies_are_counted_and_compared_with_never(by_name):
+    never, weekly, homeostatic = (by_name[name] for name in ("never", "every:1", "homeostat"))
+    assert (never.retrains, never.promotions, never.cpu_seconds) == (0, 0, 0)
+    assert weekly.retrains == weekly.promotions == 11
+    assert by_name["every:4"].promotions == 2
+    assert 1 <= homeostatic.promotions <= homeostatic.retrains < 6
+    assert homeostatic.value < never.value
+    assert homeostatic.relative_gain == pytest.approx(1 - homeostatic.value / never.value)
+    assert weekly.cpu_seconds > homeostatic.cpu_seconds > 0
+    kept = (never.value - homeostatic.value) / (never.value - weekly.value)
+    assert homeostatic.gain_kept == pytest.approx(kept)
+    assert (never.gain_kept, weekly.gain_kept) == (0, 1)
+
+
+def test_policies_share_the_fits_of_equal_frames(result, trees):
+    fits = (trees / "fits.txt").read_text().split()
+    assert len(fits) == len(set(fits))
+
+
+def test_what_a_policy_comes_to_does_not_depend_on_the_others(trees, by_name):
+    again = replayed(stream(), project=trees, policies=("homeostat",))
+    (alone,) = again.rows
+    with_never = by_name["homeostat"]
+    assert alone.value == with_never.value
+    assert alone.promotions == with_never.promotions
+    assert alone.relative_gain is None
+    assert alone.gain_kept is None
+
+
+def test_a_label_that_has_not_arrived_teaches_nothing(trees):
+    frame = stream(700)
+    late = frame["occurred_at"].max() + 100 * DAY
+    early = frame["occurred_at"] < START + 14 * DAY
+    frame["known"] = frame["occurred_at"].where(early, late)
+    found = replayed(
+        frame, labelled_at="known", start=0.25, project=trees, policies=("never", "every:2")
+    )
+    never, every = found.rows
+    assert every.promotions > 1
+    assert every.value == never.value
+
+
+def test_the_gate_keeps_out_the_bad_model_that_a_schedule_releases(project):
+    found = replayed(
+        stream(700, shift=0),
+        start=0.3,
+        project=project(SABOTAGED),
+        policies=("every:4", "homeostat"),
+    )
+    schedule, gated = found.rows
+    assert schedule.harmful_promotions >= 1
+    assert gated.retrains >= 1
+    assert gated.promotions == 0
+    harmful = [p.at for p in found.curves[0].promotions if p.harmful]
+    assert harmful
+    assert set(harmful) <= {window.start for window in found.windows}
+
+
+def test_numbers_are_scored_by_rmse_and_refused_rows_are_left_out(project):
+    frame = stream(700)
+    frame["target"] = 3 * frame["amount"] + np.random.default_rng(0).normal(size=700)
+    early = frame["occurred_at"] < START + 30 * DAY
+    frame["gap"] = frame["gap"].mask(early & frame["gap"].isna(), 0.0)
+    found = replayed(frame, start="2025-01-26", project=project(NUMBERS), policies=("never",))
+    (row,) = found.rows
+    later = frame[frame["occurred_at"] >= pd.Timestamp("2025-01-26", tz=UTC)]
+    assert found.compared == later["gap"].notna().sum() < len(later)
+    assert row.metric == "rmse"
+    assert row.value == pytest.approx(1, abs=0.2)
+    assert any("refused" in line for line in found.said)
+
+
+def test_the_table_the_json_and_the_picture_tell_the_same(result, tmp_path):
+    table = result.table
+    assert list(table.index) == list(POLICIES)
+    read = json.loads(result.to_json())
+    assert [list(row) for row in read] == [ROW] * 4
+    assert [row["value"] for row in read] == table["value"].tolist()
+    assert all(row["oracle_share"] is None and row["recalibrations"] == 0 for row in read)
+    result.plot(tmp_path / "replay.png")
+    assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
+    assert [len(curve.values) for curve in result.curves] == [len(result.windows)] * 4
+
+
+def test_the_command_line_uses_the_default_learner_and_says_so(tmp_path, capsys):
+    frame = stream(500).rename(columns={"occurred_at": "at"})
+    frame["at"] = frame["at"].dt.strftime("%Y-%m-%d %H:%M:%S")
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    asked = "--time at --target target --every 14d --start 0.6 --policies never,every:1"
+    where = ["--out", str(tmp_path / "found")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["replay", str(tmp_path / "rows.csv"), *asked.split(), *where])
+    assert ended.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "default learner" in told
+    assert "at carries no zone and is read in UTC" in told
+    assert re.search(r"never │ +\d\.\d+ │ +\+0\.0% │", told)
+    written = json.loads((tmp_path / "found" / "replay.json").read_text())
+    assert [row["policy"] for row in written] == ["never", "every:1"]
+    assert (tmp_path / "found" / "replay.png").stat().st_size > 1_000
+
+
+def test_labels_arrive_when_the_column_says_and_else_one_window_later(tmp_path):
+    frame = stream(60, shift=0)
+    came = (frame["occurred_at"] + 2 * DAY).where(frame.index % 3 > 0)
+    frame["known"], frame["labelled_at"] = came, frame["occurred_at"]
+    frame.loc[5, "target"] = None
+    columns = Columns("occurred_at", "target", "known", (), "binary", None)
+    found = source(frame, columns, WEEK, project=None, root=tmp_path)
+    ages = [
+        None if at is None else at - occurred
+        for at, occurred in zip(
+            found.table.column("labelled_at").to_pylist(),
+            found.table.column("occurred_at").to_pylist(),
+            strict=True,
+        )
+    ]
+    assert ages[5] is None
+    assert [ages[i] for i in (0, 1, 2, 3)] == [WEEK, 2 * DAY, 2 * DAY, WEEK]
+    assert "known" not in found.table.column_names
+    assert any("20 rows" in line for line in found.said)
+
+
+def test_naive_times_are_read_in_the_zone_that_is_given(tmp_path):
+    frame = stream(60, shift=0)
+    frame["occurred_at"] = frame["occurred_at"].dt.tz_localize(None)
+    columns = Columns("occurred_at", "target", None, ("gap",), None, "Asia/Tokyo")
+    found = source(frame, columns, WEEK, project=None, root=tmp_path)
+    assert found.table.column("occurred_at")[0].as_py() == START - timedelta(hours=9)
+    assert "gap" not in found.table.column_names
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"policies": ("sometimes",)}, HomeostatError, "'sometimes' is no policy"),
+        ({"policies": ("every:0",)}, HomeostatError, "after how many steps"),
+        ({"policies": ("every:x",)}, HomeostatError, "after how many steps"),
+        ({"policies": ("never:2",)}, HomeostatError, "takes no '2'"),
+        ({"policies": ("never", "never")}, HomeostatError, "named twice"),
+        ({"policies": ()}, HomeostatError, "no policy is named"),
+        ({"every": "a week"}, HomeostatError, "no length of time"),
+        ({"every": timedelta(0)}, HomeostatError, "longer than nothing"),
+        ({"every": "80d", "start": 0.5}, HomeostatError, "fewer than two windows"),
+        ({"every": "1m"}, HomeostatError, "windows are more than"),
+        ({"start": 1.5}, HomeostatError, "no share"),
+        ({"start": "2031-01-01"}, HomeostatError, "not between"),
+        ({"start": "soon"}, HomeostatError, "neither a share nor a time"),
+        ({"target": "profit"}, SchemaError, "'profit' is not a column"),
+        ({"labelled_at": "known"}, SchemaError, "'known' is not a column"),
+        ({"time": "amount"}, ProjectError, "numbers, not times"),
+        ({"timezone": "Mars"}, HomeostatError, "no IANA time zone"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused_by_name(options, kind, message):
+    with pytest.raises(kind, match=re.escape(message)):
+        replayed(stream(300), **options)
+
+
+def test_a_project_without_a_script_is_refused(tmp_path):
+    with pytest.raises(HomeostatError, match="no training script"):
+        replayed(stream(300), project=tmp_path)
+
+
+def test_a_frame_is_needed():
+    with pytest.raises(SchemaError, match="not a pandas DataFrame"):
+        replayed([1, 2])
+
+
+def test_the_public_name_can_be_called_though_a_module_has_it_too():
+    assert homeostat.replay is sys.modules["homeostat.replay"]
+    with pytest.raises(SchemaError):
+        homeostat.replay([], time="t", target="y", every="7d")
+
+
+def test_a_schedule_is_due_by_time_and_depends_on_nothing_else():
+    terms = Terms(datetime(2025, 1, 1, tzinfo=UTC), WEEK, Decide())
+    (every,) = strategies(("every:4",), terms)
+    assert not every.gated
+    due = [every.policy(None, Past(), terms.start + k * WEEK).action for k in range(6)]
+    assert due == ["hold"] * 4 + ["retrain"] * 2
+    trained = Past(last_training=terms.start + 4 * WEEK)
+    assert every.policy(None, trained, terms.start + 7 * WEEK).action == "hold"
+    assert every.policy(None, trained, terms.start + 8 * WEEK).action == "retrain"
