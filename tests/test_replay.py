@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss
 import homeostat
 import homeostat.replay  # the module, which must not hide the function
 from homeostat import cli
-from homeostat.errors import HomeostatError, ProjectError, SchemaError
+from homeostat.errors import HomeostatError, ProjectError, SchemaError, TrainingError
 from homeostat.records import Past
 from homeostat.replay.policies import Terms, strategies
 from homeostat.replay.source import Columns, source
@@ -314,6 +314,13 @@ def test_naive_times_are_read_in_the_zone_that_is_given(tmp_path):
 def test_what_cannot_be_replayed_is_refused_by_name(options, kind, message):
     with pytest.raises(kind, match=re.escape(message)):
         replayed(stream(300), **options)
+
+
+def test_a_first_model_without_rows_is_refused_with_the_reason():
+    with pytest.raises(TrainingError, match=re.escape("no row has a label")) as caught:
+        replayed(stream(300), every="40d", start=0.2)
+    assert "Start later" in str(caught.value)
+    assert "40 days old" in str(caught.value)
 
 
 def test_a_project_without_a_script_is_refused(tmp_path):

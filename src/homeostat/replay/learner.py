@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.contracts import Engine, Trainer
+from homeostat.errors import TrainingError
 from homeostat.records import Candidate, Refusal
 from homeostat.rowhash import frame_hash
 from homeostat.schema import Schema
@@ -85,6 +86,8 @@ class Shared:
         self, rows: pa.Table, schema: Schema, *, cutoff: datetime, as_of: datetime
     ) -> tuple[Candidate, float]:
         """A candidate without parent, and the CPU seconds of its fit."""
+        if not rows.num_rows:
+            raise TrainingError("no row has a label that is old enough to be learned from.")
         key = frame_hash(rows, schema), schema.to_json()
         if key not in self.fits:
             made = self.trainer.fit(rows, schema, cutoff=cutoff, as_of=as_of, parent=None)

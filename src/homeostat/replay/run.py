@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.alerts import NoAlerts
+from homeostat.errors import TrainingError
 from homeostat.hindsight import Aftermath, regrets
 from homeostat.loop import Loop
 from homeostat.memory import (
@@ -121,7 +122,7 @@ def run(scene: Scene, strategy: Strategy, tick: Callable[[], object]) -> Track:
         watch=_no_watch,
         gated=strategy.gated,
     )
-    loop.train()
+    _train_first(loop)
     loss, refused = [], 0
     for number, window in enumerate(scene.windows):
         if number:
@@ -144,6 +145,18 @@ def run(scene: Scene, strategy: Strategy, tick: Callable[[], object]) -> Track:
         cpu_seconds=trainer.cpu_seconds,
         promotions=_promotions(scene, releases),
     )
+
+
+def _train_first(loop: Loop) -> None:
+    try:
+        loop.train()
+    except TrainingError as error:
+        delay = loop.settings.labels.delay / timedelta(days=1)
+        raise TrainingError(
+            f"the first model cannot be trained on {loop.clock.now():%Y-%m-%d}: {error.message}",
+            hint=f"Start later. Rows are learned from when they are {delay:g} days old "
+            "(labels.delay).",
+        ) from error
 
 
 def _no_copy() -> None:
