@@ -61,7 +61,7 @@ def test_a_clearly_better_challenger_is_promoted_and_the_reason_has_the_numbers(
     assert verdict.difference == pytest.approx((challenger - champion).mean())
     assert verdict.low < verdict.difference < verdict.high < 0
     assert (verdict.rows, verdict.blocks, verdict.window) == (700, 7, WINDOW)
-    for part in ("better", "700 rows", "7 blocks", "95%", f"{champion.mean():.4g}"):
+    for part in ("better", "700 rows", "7 blocks", "90%", f"{champion.mean():.4g}"):
         assert part in verdict.reason
 
 
@@ -169,8 +169,9 @@ def test_a_challenger_that_is_no_better_is_promoted_no_more_often_than_the_confi
         champion = rng.gamma(2, 0.25, 280)
         challenger = champion + day + rng.normal(0, 0.1, 280)
         promoted += rule_on(champion, challenger, at=times(280, 14), gate=gate).promote
-    assert promoted <= stats.binom.ppf(0.999, turns, 0.05)
-    assert promoted >= stats.binom.ppf(0.001, turns, 0.05)
+    allowed = 1 - gate.confidence
+    assert promoted <= stats.binom.ppf(0.999, turns, allowed)
+    assert promoted >= stats.binom.ppf(0.001, turns, allowed)
 
 
 # --- whatever cannot be judged keeps the champion ---

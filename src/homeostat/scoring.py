@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from homeostat.errors import SchemaError
 from homeostat.schema import Schema, Target
@@ -128,6 +129,21 @@ def outputs(rows: pa.Table, target: Target) -> Floats:
     if target.task == "binary":
         return np.asarray(rows.column("probability").to_numpy())
     return np.asarray([json.loads(text) for text in rows.column("probabilities").to_pylist()])
+
+
+def row_losses(scores: pa.Table, rows: pa.Table, schema: Schema) -> Floats:
+    """The loss of each labelled row, shape (rows,), from the journal's columns in `scores`.
+
+    A model gives a class that it does not know the probability 0, so that is what such a row
+    costs; `losses` would not take its label.
+    """
+    output, target = outputs(scores, schema.target), schema.target
+    if target.task == "regression":
+        return losses(output, schema.labels(rows), target)
+    known = np.asarray(pc.is_in(rows.column("label"), pa.array(target.classes, pa.string())))
+    found = np.full(len(known), -np.log(CLIP))
+    found[known] = losses(output[known], schema.labels(rows.filter(known)), target)
+    return found
 
 
 def losses(output: Floats, labels: NDArray[Any], target: Target) -> Floats:

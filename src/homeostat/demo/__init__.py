@@ -20,7 +20,7 @@ from homeostat.demo.stream import WEEK, Stream
 from homeostat.demo.view import View
 from homeostat.errors import HomeostatError
 from homeostat.loop import Loop
-from homeostat.records import Outcome, Window
+from homeostat.records import Action, Decision, Evidence, Outcome, Window
 
 START = datetime(2013, 2, 1, tzinfo=UTC)
 
@@ -50,9 +50,9 @@ def run(folder: Path | None, *, weeks: int = 48) -> Result:
             outcomes = [loop.train()]
             view.says("starting the server")
             with Server(root) as server:
-                for _ in range(weeks):
+                for left in reversed(range(weeks)):
                     clock.time += WEEK
-                    outcomes.append(_week(stream, server, loop, view))
+                    outcomes.append(_week(stream, server, loop, view, last=not left))
             view.says("comparing with January")
             result = measure(here, outcomes, Window(START, clock.time), loop.trainer, began)
     (root / "demo.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
@@ -61,8 +61,11 @@ def run(folder: Path | None, *, weeks: int = 48) -> Result:
     return result
 
 
-def _week(stream: Stream, server: Server, loop: Loop, view: View) -> Outcome:
-    """Everything that departs and lands before the loop's present time, and then one step."""
+def _week(stream: Stream, server: Server, loop: Loop, view: View, *, last: bool) -> Outcome:
+    """Everything that departs and lands before the loop's present time, and then one step.
+
+    After the last week nothing is served any more, so it is looked at and nothing is decided.
+    """
     end = loop.clock.now()
     view.says(f"streaming the week of {end - WEEK:%d %B}")
     for batch in stream.until(end):
@@ -70,17 +73,22 @@ def _week(stream: Stream, server: Server, loop: Loop, view: View) -> Outcome:
         server.feedback(batch.labels)
         view.advance(len(batch.rows), len(batch.labels))
     view.says("looking, deciding")
-    outcome = loop.step()
+    outcome = _over(loop.monitor(), end) if last else loop.step()
     if outcome.promoted and outcome.release:
         server.wait_for(outcome.release)
     view.week(outcome)
     return outcome
 
 
+def _over(evidence: Evidence, at: datetime) -> Outcome:
+    decision = Decision(Action.HOLD, "over", "The year is over.")
+    return Outcome(at, decision, evidence, release=evidence.release)
+
+
 def _folder(folder: Path | None) -> Path:
     if folder is None:
         folder = Path(f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    if folder.exists() and any(folder.iterdir()):
-        raise HomeostatError(f"{folder} is not empty.", hint="Give --out a new folder.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise HomeostatError(f"{folder} is not an empty folder.", hint="Give --out a new one.")
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()

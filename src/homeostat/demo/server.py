@@ -53,7 +53,8 @@ class Server:
         self._stop()
 
     def predict(self, rows: list[dict[str, Any]]) -> None:
-        self._post("/predict", rows)
+        if rows:
+            self._post("/predict", rows)
 
     def feedback(self, labels: list[dict[str, Any]]) -> None:
         if labels:

@@ -40,8 +40,8 @@ class Stream:
 
     def until(self, end: datetime) -> Iterator[Batch]:
         """All that departs and lands before `end` and was not given yet, in order."""
-        last = _before(self._departures, end)
-        while self._departed < last:
+        last, landed = _before(self._departures, end), _before(self._landings, end)
+        while self._departed < last or self._landed < landed:
             stop = min(self._departed + ROWS, last)
             over = end if stop == last else self._departures[stop]
             yield self._batch(stop, _before(self._landings, over))

@@ -81,7 +81,7 @@ class View:
                 f"[{colour}]{row[0]}[/] {escape(decision.reason)}{escape(judged)}"
             )
         if not self._console.is_terminal:
-            self._console.print("  ".join(f"{cell:>10}" for cell in row))
+            self._console.print("  ".join(f"{cell:>10}" for cell in row), soft_wrap=True)
 
     def closing(self, result: Result, root: Path) -> None:
         """The table of all weeks, the sums, and where things lie."""
@@ -112,7 +112,7 @@ class View:
             "reports/decisions.jsonl",
             "data/logs/predictions.csv",
         ):
-            self._console.print(f"[dim]{escape(str(root / name))}[/]")
+            self._console.print(f"[dim]{escape(str(root / name))}[/]", soft_wrap=True)
 
     def _table(self, rows: list[tuple[str, ...]]) -> Table:
         table = Table("week of", "state", "drifted", "log loss", "AUC", "did", "release")
