@@ -22,7 +22,7 @@ from homeostat.contracts import Engine, Trainer
 from homeostat.errors import TrainingError
 from homeostat.records import Candidate, Refusal
 from homeostat.rowhash import frame_hash
-from homeostat.schema import Schema
+from homeostat.schema import SYSTEM, Schema
 from homeostat.scoring import losses, outputs
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class _Metered(Generic[T]):
 class Served:
     """One window as one model answered it."""
 
-    rows: pa.Table  # as the journal takes them, without `model_version`
+    answered: NDArray[np.bool_]  # of every row of the window; False where it was refused
+    scores: pa.Table  # the journal's columns of a prediction, for each row that was answered
     loss: Floats  # of every row of the window; NaN where it was refused or has no label
     refusals: tuple[Refusal, ...]
 
@@ -111,16 +112,19 @@ class Shared:
         refused, refusals = _refused(rows, schema)
         taken = rows.filter(pa.array(~refused))
         loss = np.full(rows.num_rows, np.nan)
+        scores = _UNSCORED
         if taken.num_rows:
             scores = self.trainer.score(held["model"], taken, schema, held.get("calibrator"))
-            for name in scores.column_names:
-                place = taken.schema.get_field_index(name)
-                taken = taken.set_column(place, taken.schema.field(place), scores.column(name))
-            known = pc.is_valid(taken.column("label")).to_numpy()
-            judged = taken.filter(pa.array(known))
-            found = losses(outputs(judged, schema.target), schema.labels(judged), schema.target)
-            loss[np.flatnonzero(~refused)[known]] = found
-        return Served(taken, loss, refusals)
+            known = pc.is_valid(taken.column("label"))
+            judged = outputs(scores.filter(known), schema.target)
+            found = losses(judged, schema.labels(taken.filter(known)), schema.target)
+            loss[np.flatnonzero(~refused)[known.to_numpy()]] = found
+        return Served(~refused, scores, loss, refusals)
+
+
+_UNSCORED = pa.schema(
+    [(name, SYSTEM[name]) for name in ("prediction", "probability", "probabilities")]
+).empty_table()
 
 
 def _refused(rows: pa.Table, schema: Schema) -> tuple[NDArray[np.bool_], tuple[Refusal, ...]]:

@@ -129,7 +129,9 @@ def run(scene: Scene, strategy: Strategy, tick: Callable[[], object]) -> Track:
             loop.step()
         champion = releases.line()[0]
         answered = _answers(scene, releases, champion, number)
-        _journal(journal, answered, champion, window)
+        _journal(journal, scene.part(number), answered, champion.id)
+        if answered.refusals:
+            journal.reject(answered.refusals, window.start)
         loss.append(answered.loss)
         refused += len(answered.refusals)
         clock.time = window.end
@@ -172,21 +174,20 @@ def _answers(scene: Scene, releases: MemoryReleases, release: Release, number: i
     return scene.shared.serve(held, number, scene.part(number))
 
 
-def _journal(journal: MemoryJournal, served: Served, champion: Release, window: Window) -> None:
+def _journal(journal: MemoryJournal, rows: pa.Table, served: Served, release: str) -> None:
     """Journal a window as a server would have; its labels are hidden until they arrived."""
-    rows = served.rows
-    stamps = {
+    rows = rows.filter(pa.array(served.answered))
+    columns = {
+        **{name: served.scores.column(name) for name in served.scores.column_names},
         "recorded_at": rows.column("occurred_at"),
         "source": pa.repeat(pa.scalar("serve"), rows.num_rows),
-        "model_version": pa.repeat(pa.scalar(champion.id), rows.num_rows),
+        "model_version": pa.repeat(pa.scalar(release), rows.num_rows),
     }
-    for name, column in stamps.items():
+    for name, column in columns.items():
         rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     journal.append(rows.drop_columns(["label", "labelled_at"]))
     known = pc.and_(pc.is_valid(rows.column("label")), pc.is_valid(rows.column("labelled_at")))
     journal.label(rows.filter(known).select(["prediction_id", "label", "labelled_at"]))
-    if served.refusals:
-        journal.reject(served.refusals, window.start)
 
 
 def _promotions(scene: Scene, releases: MemoryReleases) -> tuple[Promotion, ...]:
