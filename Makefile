@@ -51,8 +51,9 @@ lock: setup  ## resolve requirements.lock and requirements.txt anew (needs uv; A
 		--custom-compile-command "make lock" $(ARGS) pyproject.toml -o requirements.lock
 	$(BIN)/python .ci/pins.py
 
-settings: setup  ## write homeostat.toml anew after a setting was added or described otherwise
+settings: setup  ## write homeostat.toml and the pages of settings and verbs anew from the code
 	$(BIN)/python -c 'from pathlib import Path; from homeostat.project import refresh; refresh(Path())'
+	$(BIN)/python .ci/docs.py
 
 clean:  ## remove .venv and what tools leave behind; data, models and reports stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
