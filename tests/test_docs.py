@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,25 @@ def test_python_in_the_documentation_is_python(page, tmp_path, monkeypatch):
             code = compile(body, str(page), "exec")
             if runs:
                 exec(code, {})
+
+
+def test_every_module_has_its_place_in_the_architecture():
+    told = set(spans(DOCS / "architecture.md"))
+    package = ROOT / "src" / "homeostat"
+    for part in package.iterdir():
+        name = f"src/homeostat/{part.name}"
+        if part.suffix == ".py" and not part.name.startswith("__"):
+            assert name in told
+        elif (part / "__init__.py").is_file():
+            assert f"{name}/" in told
+
+
+def test_the_arrows_are_those_that_are_tested():
+    config = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]["importlinter"]
+    layers = " ".join(config["contracts"][0]["layers"]).replace("homeostat.", "").split()
+    block = re.search(r"^ {4}cli$.*?(?=\n\n)", text_of(DOCS / "architecture.md"), re.M | re.S)
+    assert block is not None
+    assert block[0].split() == layers
 
 
 def test_the_changelog_names_this_version():
