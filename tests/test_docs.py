@@ -160,6 +160,16 @@ def test_every_module_has_its_place_in_the_architecture():
             assert f"{name}/" in told
 
 
+def test_every_trigger_and_every_kind_of_line_is_told():
+    told = set(spans(DOCS / "decisions.md"))
+    code = "".join(text_of(ROOT / f"src/homeostat/{name}.py") for name in ("decide", "loop"))
+    triggers = re.findall(r"Action\.[A-Z_]+, \"(\w+)\"|_held\(outcome, \"(\w+)\"", code)
+    kinds = re.findall(r"audit\.write\(\s*\"(\w+)\"", code)
+    assert len(triggers) > 8
+    assert len(kinds) > 8
+    assert {name for pair in triggers for name in pair if name} | {*kinds, "repaired"} <= told
+
+
 def test_the_arrows_are_those_that_are_tested():
     config = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]["importlinter"]
     layers = " ".join(config["contracts"][0]["layers"]).replace("homeostat.", "").split()
