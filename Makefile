@@ -36,7 +36,7 @@ demo: setup  ## a year of real flights, from the first training to the last prom
 	$(BIN)/homeostat demo
 
 test: setup  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup  ## style, types, arrows between modules, workflows
 	$(BIN)/ruff check
