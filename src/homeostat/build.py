@@ -22,7 +22,7 @@ from homeostat.alerts import alerts
 from homeostat.audit import ChainAudit
 from homeostat.contracts import Clock, Watcher
 from homeostat.engines.local import LocalEngine
-from homeostat.errors import HomeostatError
+from homeostat.errors import HomeostatError, ProjectError
 from homeostat.journal import FileJournal
 from homeostat.loop import Loop
 from homeostat.predictor import Predictor
@@ -86,13 +86,17 @@ class Project:
         """The one writer's lock. Raises HomeostatError when another process holds it."""
         folder = self.settings.path(".homeostat")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FileLock(folder / "loop.lock", timeout=0)
         try:
-            with FileLock(folder / "loop.lock", timeout=0):
-                yield
+            lock.acquire()
         except Timeout as error:
             raise HomeostatError(
                 f"another turn of the loop runs in {self.root}.", hint="Wait until it has ended."
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _rooms(self, stack: ExitStack, clock: Clock, watch: Watcher | None) -> Loop:
         chosen = self.settings
@@ -145,7 +149,11 @@ def in_ci() -> bool:
 
 
 def load_project(path: Path | str = ".") -> Project:
-    """The project in a folder. Raises SettingsError for settings that do not hold."""
+    """The project in a folder. Raises SettingsError for settings that do not hold, ProjectError
+    where there is no such folder.
+    """
+    if not Path(path).is_dir():
+        raise ProjectError(f"there is no folder {path}.", hint="`homeostat init` makes a project.")
     return Project(settings.read(path))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -116,12 +116,14 @@ def doctor(folder: Folder = HERE, as_json: AsJson = False) -> None:
 
 @app.command()
 def key(
-    role: Annotated[str, typer.Argument(help="predict, feedback or admin.")],
+    role: Annotated[Literal["predict", "feedback", "admin"], typer.Argument(help="Its rights.")],
     name: Annotated[str, typer.Option(help="Who holds it.")] = "client",
 ) -> None:
     """Make an API key: the key itself once, and the lines with its hash for homeostat.toml."""
     import hashlib
     import secrets
+
+    import tomlkit
 
     from homeostat.settings import Key
 
@@ -133,7 +135,7 @@ def key(
     screen.say("For homeostat.toml:\n")
     screen.say("[[serving.keys]]")
     for field, value in kept.model_dump().items():
-        screen.say(f'{field} = "{value}"')
+        screen.say(f"{field} = {tomlkit.item(value).as_string()}")
 
 
 # --- the loop ---

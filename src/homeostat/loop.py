@@ -11,7 +11,7 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from homeostat.contracts import (
 )
 from homeostat.decide import asked
 from homeostat.errors import ReleaseError, TrainingError, cause
-from homeostat.holdout import TICK, Holdout, before, everything, hold_out
+from homeostat.holdout import EPOCH, TICK, Holdout, before, everything, hold_out
 from homeostat.monitor import Subject, examine, failed
 from homeostat.profile import Profile
 from homeostat.records import (
@@ -51,10 +51,8 @@ from homeostat.records import (
     Window,
 )
 from homeostat.schema import Schema
-from homeostat.scoring import losses, outputs
+from homeostat.scoring import row_losses
 from homeostat.settings import Settings
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -139,8 +137,9 @@ class Loop:
     def _look(self, now: datetime) -> Evidence:
         champion = self._champion()
         last = self.reporter.last()
-        window = self._window(now)
+        window = Window(now - self.settings.monitor.window, now)
         try:
+            window = self._window(now)
             subject = self._subject(champion)
             rows = self.journal.read(window, as_of=now, schema=subject.schema)
             evidence = examine(
@@ -214,7 +213,7 @@ class Loop:
             self.audit.write("trained", now, _brief_candidate(candidate))
             verdict = self._judge(candidate, champion, parts, now)
             self.audit.write("gate", now, jsonable(verdict))
-            if verdict.promote and self.settings.training.refit:
+            if verdict.promote and self.gated and self.settings.training.refit:
                 candidate = self._fit(rows, schema, parts.window.end, now, champion.id)
                 self._query(candidate)
                 self.audit.write("refitted", now, _brief_candidate(candidate))
@@ -269,17 +268,16 @@ class Loop:
         seen = seen.filter(pc.is_in(seen.column("prediction_id"), ids.combine_chunks()))
         if seen.column("prediction_id") != ids:
             raise ReleaseError("champion and challenger were not given the same rows.")
+        numbers = schema.target.task == "regression"
         verdict = gate.judge(
             occurred_at=parts.fresh.column("occurred_at").to_numpy(),
             champion=self._losses(held, seen),
             challenger=self._losses(candidate.objects, parts.fresh),
-            metric="rmse" if schema.target.task == "regression" else "log_loss",
+            metric="rmse" if numbers else "log_loss",
             gate=self.settings.gate,
             block=self.settings.monitor.block,
             window=parts.window,
-            classes=None
-            if schema.target.task == "regression"
-            else pc.count_distinct(parts.fresh.column("label")).as_py(),
+            classes=None if numbers else len(parts.fresh.column("label").unique()),
         )
         if verdict.promote:
             self._query(candidate)
@@ -289,7 +287,7 @@ class Loop:
         """Loss of each labelled row by the model in `held`, shape (rows,)."""
         schema = Schema.from_json(held["schema"])
         scores = self.trainer.score(held["model"], rows, schema, held.get("calibrator"))
-        return losses(outputs(scores, schema.target), schema.labels(rows), schema.target)
+        return row_losses(scores, rows, schema)
 
     def _query(self, candidate: Candidate) -> None:
         """Ask the stored bytes for the golden rows; raises ReleaseError when they differ."""
@@ -308,16 +306,9 @@ class Loop:
             self.audit.write("not_promoted", now, {"release": release.id, "reason": cause(error)})
             self._tell("not promoted", cause(error))
             raise
-        self.audit.write(
-            "promoted",
-            now,
-            {
-                "release": release.id,
-                "previous": candidate.parent,
-                "sequence": release.sequence,
-                "reason": verdict.reason,
-            },
-        )
+        told: dict[str, Json] = {"previous": candidate.parent, "reason": verdict.reason}
+        told |= {"release": release.id, "sequence": release.sequence}
+        self.audit.write("promoted", now, told)
         self.copy()
         self.tracker.training(candidate, verdict, release, self.report)
         self._tell("promoted", f"{release.short} serves now. {verdict.reason}")
@@ -386,7 +377,6 @@ def _baseline(champion: Release) -> Interval | None:
 
 
 def _brief(evidence: Evidence) -> dict[str, Json]:
-    drifted = [column.column for column in evidence.columns if column.drifted]
     return {
         "state": evidence.state.value,
         "data_drift": evidence.data_drift,
@@ -396,7 +386,7 @@ def _brief(evidence: Evidence) -> dict[str, Json]:
         "labelled": evidence.labelled,
         "release": evidence.release,
         "window": jsonable(evidence.window),
-        "drifted": drifted,
+        "drifted": [column.column for column in evidence.columns if column.drifted],
     }
 
 

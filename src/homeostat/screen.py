@@ -158,9 +158,9 @@ def history(lines: Sequence[Mapping[str, Json]], *, as_json: bool) -> None:
 
 def verified(lines: int, checked: int, *, as_json: bool) -> None:
     if as_json:
-        document({"audit_lines": lines, "objects": checked})
+        document({"audit_lines": lines, "releases": checked})
         return
-    out.print(f"[green]verified[/] {lines} lines of the audit chain, {checked} files of releases")
+    out.print(f"[green]verified[/] {lines} lines of the audit chain, {checked} releases")
 
 
 def counts(result: Mapping[str, Json], *, as_json: bool) -> None:

@@ -26,11 +26,11 @@ def read(file: Path, types: dict[str, pa.DataType]) -> pa.Table:
     """A CSV or Parquet file, by its ending; `types` of columns that must not be guessed."""
     if not file.is_file():
         raise HomeostatError(f"{file} does not exist.", hint="Give a CSV or Parquet file.")
-    if file.suffix == ".parquet":
-        return pq.read_table(file)
-    if file.suffix != ".csv":
+    if file.suffix not in (".csv", ".parquet"):
         raise HomeostatError(f"{file.name} is neither .csv nor .parquet.")
     try:
+        if file.suffix == ".parquet":
+            return pq.read_table(file)
         return pcsv.read_csv(
             file,
             parse_options=pcsv.ParseOptions(newlines_in_values=True),
@@ -42,7 +42,8 @@ def read(file: Path, types: dict[str, pa.DataType]) -> pa.Table:
             ),
         )
     except pa.ArrowInvalid as error:
-        raise HomeostatError(f"{file.name} cannot be read: {error}.") from error
+        why = str(error).partition("invalid value")[0].strip(" :")  # the value stays out
+        raise HomeostatError(f"{file.name} cannot be read: {why}.") from error
 
 
 def add_labels(project: Project, file: Path) -> dict[str, int]:

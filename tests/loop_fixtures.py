@@ -1,0 +1,177 @@
+"""A small project of drifting rides, and the loop over its real parts with one warm child."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import cloudpickle
+import pandas as pd
+
+from homeostat import settings
+from homeostat.build import Project
+from homeostat.engines import LocalEngine
+from homeostat.report import FileReporter
+from homeostat.schema import Schema
+from homeostat.scoring import Scorer
+from homeostat.testing import START, FakeClock, drifting_stream, label_rows, served_rows
+from homeostat.train import ScriptTrainer
+
+DAY = timedelta(days=1)
+DAYS = 70
+LOADED = 14
+"""Days of the stream that `load()` returns; drift sets in after them."""
+
+SETTINGS = """
+[project]
+name = "rides"
+target = "target"
+time = "occurred_at"
+
+[training]
+min_rows = 100
+timeout = "2m"
+
+[gate]
+window = "7d"
+min_rows = 50
+
+[tracking]
+enabled = false
+"""
+
+TRAIN = """
+from pathlib import Path
+import pandas as pd
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+def load():
+    return pd.read_parquet("rows.parquet")
+
+def fit(frame):
+    target = frame.pop("target")
+    encode = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    columns = make_column_transformer((encode, ["city"]), ("passthrough", ["amount", "member"]))
+    return make_pipeline(columns, LogisticRegression()).fit(frame, target)
+"""
+
+SABOTAGED = TRAIN.replace(
+    'target = frame.pop("target")', 'target = frame.pop("target").sample(frac=1, random_state=0)'
+).replace(".fit(frame, target)", ".fit(frame, target.to_numpy())")
+
+
+class InProcess:
+    """An engine without a child, for processes that are killed on purpose."""
+
+    def run(self, function, *args, **kwargs):
+        return function(*args, **kwargs)
+
+    def close(self):
+        pass
+
+
+class CountingEngine(InProcess):
+    """Stands in for the child in which Evidently draws, and counts the reports."""
+
+    def __init__(self):
+        self.drawn = 0
+
+    def run(self, function, *args, **kwargs):
+        self.drawn += 1
+        return b"<html></html>", {"drifted_share": 0.0, "dataset_drift": False}
+
+
+def stream(**options):
+    """28 labelled rows a day for ten weeks, ids in order of time."""
+    options = {"seed": 5, "length": DAYS * DAY, "drift_at": LOADED / DAYS, **options}
+    frame = drifting_stream(28 * DAYS, **options)
+    frame["prediction_id"] = [f"id-{i}" for i in frame.index]
+    return frame
+
+
+def days(frame, first, last):
+    times = frame["occurred_at"]
+    return frame[(times >= START + first * DAY) & (times < START + last * DAY)]
+
+
+def make(root: Path, frame: pd.DataFrame, code: str = TRAIN, more: str = "") -> Path:
+    """A project whose `load()` returns `frame`."""
+    script = root / "src" / "training" / "train.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(code)
+    (root / settings.FILE).write_text(SETTINGS + more)
+    frame.to_parquet(root / "rows.parquet")
+    return root
+
+
+def rewrite(root: Path, code: str) -> None:
+    (root / "src" / "training" / "train.py").write_text(code)
+
+
+def copied(root: Path, to: Path) -> Path:
+    shutil.copytree(root, to)
+    return to
+
+
+def project(root: Path, **overrides) -> Project:
+    return Project(settings.read(root, **overrides))
+
+
+@contextmanager
+def turning(root: Path, engine: LocalEngine | InProcess, day: float, **overrides):
+    """The project's loop at the end of `day`, its fits in `engine`, Evidently only counted."""
+    here = project(root, **overrides)
+    chosen = here.settings
+    with here.loop(clock=FakeClock(START + day * DAY)) as loop:
+        trainer = ScriptTrainer(
+            engine,
+            script=chosen.path(str(chosen.training.script)),
+            project=chosen.project,
+            training=chosen.training,
+            block=chosen.monitor.block,
+        )
+        reporter = FileReporter(chosen.path("reports"), CountingEngine(), sample=2_000, seed=0)
+        yield replace(loop, trainer=trainer, reporter=reporter)
+
+
+def champion_scorer(here: Project) -> Scorer:
+    release = here.releases.champion()
+    schema = Schema.from_json(here.releases.object(release, "schema"))
+    return Scorer(cloudpickle.loads(here.releases.object(release, "model")), schema)
+
+
+def serve(root: Path, frame: pd.DataFrame, *, labels: bool = True) -> None:
+    """Journal `frame` as the champion would have answered it; labels come an hour later."""
+    here = project(root)
+    scorer, release = champion_scorer(here), here.releases.champion()
+    rows = served_rows(frame, scorer.schema)
+    told = scorer.score(rows)
+    known = {"source": ["serve"] * len(frame), "model_version": [release.id] * len(frame)}
+    known |= {name: told.column(name) for name in told.column_names}
+    for name, values in known.items():
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, rows.schema.field(place), [values])
+    here.journal.append(rows)
+    if labels:
+        times = (frame["occurred_at"] + timedelta(hours=1)).dt.to_pydatetime()
+        here.journal.label(
+            label_rows(
+                rows.column("prediction_id").to_pylist(), [*frame["target"].astype(str)], [*times]
+            )
+        )
+
+
+def contents(root: Path, *parts: str) -> dict[str, bytes]:
+    """Every file under these parts of the project."""
+    found = {}
+    for part in parts:
+        place = root / part
+        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+        found |= {str(file.relative_to(root)): file.read_bytes() for file in files}
+    return found
