@@ -61,7 +61,7 @@ def test_a_clearly_better_challenger_is_promoted_and_the_reason_has_the_numbers(
     assert verdict.difference == pytest.approx((challenger - champion).mean())
     assert verdict.low < verdict.difference < verdict.high < 0
     assert (verdict.rows, verdict.blocks, verdict.window) == (700, 7, WINDOW)
-    for part in ("better", "700 rows", "7 blocks", "90%", f"{champion.mean():.4g}"):
+    for part in ("better", "700 rows", "7 blocks", "95%", f"{champion.mean():.4g}"):
         assert part in verdict.reason
 
 

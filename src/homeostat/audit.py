@@ -21,7 +21,7 @@ from typing import Any
 
 from homeostat import files
 from homeostat.errors import AuditError
-from homeostat.records import Json, Past, utc
+from homeostat.records import Candidate, Evidence, Json, Past, utc
 
 GENESIS = "0" * 64
 """What the first line names as the hash of the line before it."""
@@ -79,6 +79,32 @@ def _time_like(value: Any) -> Json:
     if isinstance(value, timedelta):
         return value.total_seconds()
     raise TypeError(f"a {type(value).__name__} has no form in JSON; convert it first.")
+
+
+def looked(evidence: Evidence) -> dict[str, Json]:
+    """What the chain keeps of a look at a window."""
+    return {
+        "state": evidence.state.value,
+        "data_drift": evidence.data_drift,
+        "hurts": evidence.hurts.value,
+        "reason": evidence.reason,
+        "rows": evidence.rows,
+        "labelled": evidence.labelled,
+        "release": evidence.release,
+        "window": jsonable(evidence.window),
+        "drifted": [column.column for column in evidence.columns if column.drifted],
+    }
+
+
+def fitted(candidate: Candidate) -> dict[str, Json]:
+    """What the chain keeps of a fit."""
+    return {
+        "kind": candidate.kind,
+        "parent": candidate.parent,
+        "seconds": candidate.seconds,
+        "seed": candidate.seed,
+        "training": jsonable(candidate.training),
+    }
 
 
 def _hash(line: Mapping[str, Json]) -> str:

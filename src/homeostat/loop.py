@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from homeostat import gate
-from homeostat.audit import jsonable
+from homeostat.audit import fitted, jsonable, looked
 from homeostat.contracts import (
     Alerts,
     Audit,
@@ -89,7 +89,7 @@ class Loop:
         """Evidence only; nothing is decided."""
         now = now or self.clock.now()
         evidence = self._look(now)
-        self.audit.write("monitored", now, _brief(evidence))
+        self.audit.write("monitored", now, looked(evidence))
         return evidence
 
     def retrain(self, now: datetime | None = None, *, force: bool = False) -> Outcome:
@@ -190,7 +190,7 @@ class Loop:
 
     def _act(self, decision: Decision, evidence: Evidence | None, now: datetime) -> Outcome:
         began, champion = time.monotonic(), self._champion()
-        about = _brief(evidence) if evidence else None
+        about = looked(evidence) if evidence else None
         self.audit.write("decided", now, {"decision": jsonable(decision), "evidence": about})
         outcome = Outcome(now, decision, evidence, release=champion.id)
         if decision.action is Action.CALL:
@@ -210,13 +210,13 @@ class Loop:
                 self.audit.write("held", now, {"reason": parts.problem})
                 return _held(outcome, "no_fresh_labels", parts.problem)
             candidate = self._fit(parts.training, schema, parts.window.start, now, champion.id)
-            self.audit.write("trained", now, _brief_candidate(candidate))
+            self.audit.write("trained", now, fitted(candidate))
             verdict = self._judge(candidate, champion, parts, now)
             self.audit.write("gate", now, jsonable(verdict))
             if verdict.promote and self.gated and self.settings.training.refit:
                 candidate = self._fit(rows, schema, parts.window.end, now, champion.id)
                 self._query(candidate)
-                self.audit.write("refitted", now, _brief_candidate(candidate))
+                self.audit.write("refitted", now, fitted(candidate))
                 verdict = replace(verdict, sibling=True)
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("training_failed", now, {"reason": cause(error)})
@@ -235,19 +235,19 @@ class Loop:
             verdict = gate.unjudged(parts.problem, parts.window)
         else:
             sibling = self._fit(parts.training, schema, parts.window.start, now, None)
-            fitted = Schema.from_json(sibling.objects["schema"])
+            own = Schema.from_json(sibling.objects["schema"])
             verdict = gate.judge_first(
-                training=fitted.labels(parts.training),
-                labels=fitted.labels(parts.fresh),
+                training=own.labels(parts.training),
+                labels=own.labels(parts.fresh),
                 losses=self._losses(sibling.objects, parts.fresh),
-                task=fitted.target.task,
+                task=own.target.task,
                 occurred_at=parts.fresh.column("occurred_at").to_numpy(),
                 block=self.settings.monitor.block,
                 window=parts.window,
             )
             verdict = replace(verdict, sibling=True)
         candidate = self._fit(rows, schema, parts.window.end, now, None)
-        self.audit.write("first", now, _brief_candidate(candidate))
+        self.audit.write("first", now, fitted(candidate))
         return replace(candidate, kind="first"), verdict
 
     def _fit(
@@ -374,27 +374,3 @@ def _baseline(champion: Release) -> Interval | None:
     if verdict is None or verdict["challenger"] is None:
         return None
     return Interval(verdict["challenger"], None, None, verdict["rows"], verdict["blocks"])
-
-
-def _brief(evidence: Evidence) -> dict[str, Json]:
-    return {
-        "state": evidence.state.value,
-        "data_drift": evidence.data_drift,
-        "hurts": evidence.hurts.value,
-        "reason": evidence.reason,
-        "rows": evidence.rows,
-        "labelled": evidence.labelled,
-        "release": evidence.release,
-        "window": jsonable(evidence.window),
-        "drifted": [column.column for column in evidence.columns if column.drifted],
-    }
-
-
-def _brief_candidate(candidate: Candidate) -> dict[str, Json]:
-    return {
-        "kind": candidate.kind,
-        "parent": candidate.parent,
-        "seconds": candidate.seconds,
-        "seed": candidate.seed,
-        "training": jsonable(candidate.training),
-    }

@@ -180,7 +180,7 @@ class Gate(_Section):
         5, ge=2, description="Fewer blocks (monitor.block): the champion stays."
     )
     confidence: float = Field(
-        0.9, gt=0.5, lt=1, description="Of the one-sided bound that must exclude harm."
+        0.95, gt=0.5, lt=1, description="Of the one-sided bound that must exclude harm."
     )
     delta: Share = Field(
         0.002, description="Harm that the bound need not exclude, as a share of the loss."

@@ -186,15 +186,18 @@ def plot(result: Result, file: Path) -> None:
     axes = figure.add_subplot()
     axes.plot(starts, [w.frozen for w in result.weeks], color="#999999", label="January, frozen")
     axes.plot(starts, [w.served for w in result.weeks], color="#0b6e4f", label="served", lw=2)
-    styles = {"promoted": ("#0b6e4f", "-"), "refused": ("#c44536", ":")}
-    for start, week in zip(starts, result.weeks, strict=True):
-        if week.decision in styles:
-            colour, line = styles[week.decision]
-            axes.axvline(start + WEEK, color=colour, ls=line, lw=0.8, alpha=0.7)
+    for name, (colour, line) in {"promoted": ("#0b6e4f", "-"), "refused": ("#c44536", ":")}.items():
+        marked = [
+            at + WEEK for at, w in zip(starts, result.weeks, strict=True) if w.decision == name
+        ]
+        for place, at in enumerate(marked):
+            label = None if place else f"challenger {name}"
+            axes.axvline(at, color=colour, ls=line, lw=1, alpha=0.7, label=label)
     axes.set_ylabel("log loss, weekly mean")
+    lower = "lower" if result.relative_gain >= 0 else "higher"
     axes.set_title(
-        f"Flights of 2013: {result.relative_gain:+.1%} log loss against January's model, "
-        f"{result.retrains} retrainings, {result.promotions} promotions"
+        f"Flights of 2013: log loss {abs(result.relative_gain):.1%} {lower} than that of January's "
+        f"model; {result.retrains} retrainings, {result.promotions} promotions"
     )
     axes.legend(loc="upper left", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,6 +26,7 @@ class Server:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._log = root / ".homeostat" / "server.log"
+        self.url = ""  # known once it runs
         self._client: httpx.Client
         self._process: subprocess.Popen[bytes]
 
@@ -36,7 +37,8 @@ class Server:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [*command, "--port", str(port)], stdout=log, stderr=subprocess.STDOUT
             )
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        self.url = f"http://127.0.0.1:{port}"
+        self._client = httpx.Client(base_url=self.url, timeout=60)
         try:
             self._wait(START, lambda: self._client.get("/health/ready").status_code == 200)
         except BaseException:

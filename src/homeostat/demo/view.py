@@ -98,7 +98,7 @@ class View:
         self._console.print(table)
         self._console.print(
             f"[bold]log loss[/] {result.frozen.log_loss:.4f} frozen, "
-            f"{result.served.log_loss:.4f} served: [bold]{result.relative_gain:+.2%}[/]; "
+            f"{result.served.log_loss:.4f} served, gain [bold]{result.relative_gain:.2%}[/]; "
             f"AUC {result.frozen.auc:.3f} and {result.served.auc:.3f}"
         )
         self._console.print(
