@@ -13,6 +13,7 @@ import pytest
 
 from homeostat.engines import LocalEngine
 from homeostat.errors import EngineError, TrainingError
+from homeostat.testing import EngineContract
 
 
 def add(left, right):
@@ -81,6 +82,10 @@ def gone(process):
 def engine():
     with LocalEngine(timeout=timedelta(seconds=30), memory=1024) as engine:
         yield engine
+
+
+class TestContract(EngineContract):
+    pass
 
 
 def test_a_function_runs_in_another_process_that_stays_warm(engine):

@@ -7,13 +7,14 @@ arguments, and test classes for pytest that every implementation of a contract m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from homeostat.errors import ConflictError
+from homeostat.errors import ConflictError, EngineError, SchemaError
 from homeostat.infer import infer
 from homeostat.records import Appended, Labelled, Refusal, Window, utc
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
@@ -21,7 +22,7 @@ from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 if TYPE_CHECKING:
     import pandas as pd
 
-    from homeostat.contracts import Journal
+    from homeostat.contracts import Engine, Journal
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -242,3 +243,35 @@ class JournalContract:
         back = journal.read(schema=schema)
         assert back.column("gap").slice(0, 20).null_count == 20
         assert back.slice(20).select(rows.column_names).equals(rows.slice(20))
+
+
+class EngineContract:
+    """Subclass it with a fixture `engine` that gives an engine; pytest does the rest."""
+
+    def test_a_result_comes_back_with_its_arguments_in_place(self, engine: Engine) -> None:
+        assert engine.run(divmod, 17, 5) == (3, 2)
+        assert engine.run(sorted, [3, 1, 2], reverse=True) == [3, 2, 1]
+
+    def test_a_function_that_raises_is_an_error_that_names_what_it_raised(
+        self, engine: Engine
+    ) -> None:
+        import pytest
+
+        with pytest.raises(EngineError, match="ValueError"):
+            engine.run(int, "no number")
+        assert engine.run(int, "7") == 7
+
+    def test_an_error_of_the_house_passes_through_unchanged(self, engine: Engine) -> None:
+        import pytest
+
+        with pytest.raises(SchemaError, match="has format None"):
+            engine.run(Schema.from_json, "{}")
+
+    def test_a_child_that_dies_is_an_error_and_the_next_call_gets_a_fresh_one(
+        self, engine: Engine
+    ) -> None:
+        import pytest
+
+        with pytest.raises(EngineError):
+            engine.run(os._exit, 9)
+        assert engine.run(int, "7") == 7
