@@ -45,7 +45,7 @@ HERE = Path()
 def main(argv: list[str] | None = None) -> None:
     """Run one verb and exit; errors raised on purpose become one line and exit code 1."""
     try:
-        app(args=argv)
+        app(args=argv, prog_name="homeostat")
     except HomeostatError as error:
         screen.problem(error)
         sys.exit(1)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from homeostat.build import Project, in_ci, load_project
+from homeostat.build import Project, load_project
 from homeostat.errors import HomeostatError
 from homeostat.release import signing_key
 
@@ -77,9 +77,8 @@ def _champion(project: Project) -> str:
 
 def _key(project: Project) -> str:
     folder, models = project.settings.path(".homeostat"), project.settings.path("models")
-    found = signing_key(folder, models, os.environ, make=False)
-    if found is not None:
-        return "present and trusted"
-    if (models / "trusted.pub").exists():
+    if not (models / "trusted.pub").exists():  # with a key at hand it would be written now
+        return "the first training makes one, outside CI, or trusts the one that it finds"
+    if signing_key(folder, models, os.environ, make=False) is None:
         return "absent: challengers stay unsigned candidates here"
-    return "absent and not made in CI" if in_ci() else "the first training makes one"
+    return "present and trusted"

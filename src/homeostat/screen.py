@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def document(value: Any) -> None:
 
 def made(result: Made, *, as_json: bool) -> None:
     if as_json:
-        document(result)
+        document({**asdict(result), "folder": str(result.folder)})
         return
     for line in result.said:
         out.print(f"[green]•[/] {escape(line)}")

@@ -58,7 +58,14 @@ def add_labels(project: Project, file: Path) -> dict[str, int]:
             )
     now = pa.scalar(datetime.now(UTC), TIMESTAMP)
     given = "labelled_at" in table.column_names
-    at = table.column("labelled_at").cast(TIMESTAMP) if given else pa.nulls(len(table), TIMESTAMP)
+    try:
+        at = (
+            table.column("labelled_at").cast(TIMESTAMP)
+            if given
+            else pa.nulls(len(table), TIMESTAMP)
+        )
+    except pa.ArrowException as error:
+        raise SchemaError(f"{file.name} cannot be read: labelled_at holds no times.") from error
     ready = pa.table(
         {
             "prediction_id": table.column("prediction_id").cast(pa.string()),
@@ -77,13 +84,16 @@ def add_labels(project: Project, file: Path) -> dict[str, int]:
     return {"written": total.written, "repeated": total.repeated, "changed": total.changed}
 
 
-def _texts(project: Project, column: pa.ChunkedArray) -> pa.Array:
+def _texts(project: Project, column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Labels as the journal has them; SchemaError for one that the champion's target has not."""
     champion = project.releases.champion()
     if champion is None:
         return column.cast(pa.string())
     target = Schema.from_json(project.releases.object(champion, "schema")).target
-    numeric = target.task == "regression"
-    values = (column.cast(pa.float64()) if numeric else column).to_pylist()
+    try:
+        values = (column.cast(pa.float64()) if target.task == "regression" else column).to_pylist()
+    except pa.ArrowException as error:
+        raise SchemaError(f"a label of {target.name!r} is not a number.") from error
     return pa.array([target.text(value) for value in values], pa.string())
 
 
@@ -114,6 +124,7 @@ def load(project: Project, file: Path) -> dict[str, int]:
             f"{file.name} lacks the columns {', '.join(missing)}.",
             hint="It must be a file that `homeostat log export` wrote.",
         )
+    _texts(project, table.column("label").drop_null().unique())  # a training reads all of them
     with project.locked():
         rows, marked = project.journal.load(table)
     return {
