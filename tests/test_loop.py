@@ -322,13 +322,19 @@ def test_without_fresh_labels_nothing_is_trained_and_the_reason_is_said(
     assert project(root).releases.champion().id == first[1].release
 
 
-def test_labels_that_came_after_the_turn_or_are_too_young_judge_nobody(drifted, fresh, engine):
+def test_rows_younger_than_the_delay_of_labels_neither_train_nor_judge(
+    drifted, fresh, engine, frame
+):
     root = fresh(drifted)
-    with turning(root, engine, DRIFTED, labels={"delay": "10d"}) as loop:
-        outcome = loop.step()
-    assert not outcome.promoted
-    looked = bodies(root, "gate")
-    assert not looked or time_of(looked[0], "window", "end") <= START + (DRIFTED - 10) * DAY
+    serve(root, days(frame, DRIFTED, 35))
+    with turning(root, engine, 35, labels={"delay": "10d"}) as loop:
+        outcome = loop.retrain(force=True)
+    mature = START + 25 * DAY
+    assert outcome.promoted
+    assert mature - DAY < outcome.verdict.window.end <= mature
+    released = agree(root)
+    assert mature - DAY < released.cutoff <= mature
+    assert released.manifest["training"]["rows"] == len(days(frame, 0, 25))
 
 
 BREAKS = {
@@ -373,12 +379,11 @@ def test_a_script_that_hangs_is_ended_and_keeps_the_champion(drifted, fresh):
     root = fresh(drifted)
     slow = 'import time; time.sleep(60); target = frame.pop("target")'
     rewrite(root, TRAIN.replace('target = frame.pop("target")', slow))
-    with LocalEngine(timeout=timedelta(seconds=4), memory=8_192) as short:
-        short.run(pd.Timestamp, "2025-01-01")
+    with LocalEngine(timeout=timedelta(seconds=6), memory=8_192) as short:
         with turning(root, short, DRIFTED) as loop:
             outcome = loop.step()
     assert outcome.decision.trigger == "failed"
-    assert "longer than 4 seconds" in outcome.decision.reason
+    assert "longer than 6 seconds" in outcome.decision.reason
     agree(root)
 
 
