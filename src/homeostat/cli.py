@@ -43,11 +43,17 @@ HERE = Path()
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one verb and exit; errors raised on purpose become one line and exit code 1."""
+    """Run one verb and exit; errors raised on purpose, and what the machine refuses, become one
+    line and exit code 1.
+    """
     try:
         app(args=argv, prog_name="homeostat")
     except HomeostatError as error:
         screen.problem(error)
+        sys.exit(1)
+    except OSError as error:
+        hint = "See to the folder's rights and the disk's free space."
+        screen.problem(HomeostatError(f"the machine refused: {error}.", hint=hint))
         sys.exit(1)
 
 
@@ -232,12 +238,14 @@ def serve(
     import uvicorn
 
     serving = load_project(folder).settings.serving
+    host, port = host or serving.host, serving.port if port is None else port
     os.chdir(folder)
+    screen.say(f"Serving on http://{host}:{port}, with its documentation at /docs.")
     uvicorn.run(
         "homeostat.web.api:create_app",
         factory=True,
-        host=host or serving.host,
-        port=serving.port if port is None else port,
+        host=host,
+        port=port,
         workers=serving.workers,
         log_level="warning",
         server_header=False,

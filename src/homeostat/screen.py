@@ -7,6 +7,7 @@ data are never read as markup.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -57,6 +58,7 @@ def made(result: Made, *, as_json: bool) -> None:
         out.print(f"[green]•[/] {escape(line)}")
     for name in result.written:
         out.print(f"[dim]wrote[/] {escape(str(result.folder / name))}")
+    out.print(f"Next: homeostat train --project {escape(shlex.quote(str(result.folder)))}")
 
 
 def evidence(found: Evidence, reports: Path, *, as_json: bool) -> None:
