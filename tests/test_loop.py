@@ -379,9 +379,9 @@ def test_a_script_that_hangs_is_ended_and_keeps_the_champion(drifted, fresh):
     root = fresh(drifted)
     slow = 'import time; time.sleep(60); target = frame.pop("target")'
     rewrite(root, TRAIN.replace('target = frame.pop("target")', slow))
-    with LocalEngine(timeout=timedelta(seconds=6), memory=8_192) as short:
-        with turning(root, short, DRIFTED) as loop:
-            outcome = loop.step()
+    short = LocalEngine(timeout=timedelta(seconds=6), memory=8_192)
+    with short, turning(root, short, DRIFTED) as loop:
+        outcome = loop.step()
     assert outcome.decision.trigger == "failed"
     assert "longer than 6 seconds" in outcome.decision.reason
     agree(root)
