@@ -326,7 +326,8 @@ class Loop:
         if champion is None:
             raise TrainingError(
                 "there is nothing to train on.",
-                hint=f"Let load() in {self.settings.training.script} return labelled rows.",
+                hint=f"Let load() in {self.settings.training.script} return labelled rows; "
+                "`homeostat init` writes that script.",
             )
         return Schema.from_json(self.releases.object(champion, "schema"))
 
