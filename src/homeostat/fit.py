@@ -56,6 +56,7 @@ class Job:
     root: Path
     seed: int
     block: timedelta  # length of the reference's blocks
+    trial: bool = False  # the model is only judged, so it needs no reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +165,10 @@ def _read_back(model: bytes) -> Any:
 def _objects(scorer: Scorer, rows: pa.Table, job: Job) -> dict[str, bytes]:
     schema = scorer.schema
     features = rows.select(list(schema.names))
+    draw = np.random.default_rng(job.seed)
+    golden = features.take(_sampled(draw, rows.num_rows, GOLDEN))
     try:
-        scored = tabulate(_output(scorer, features), schema.target)
+        scored = tabulate(_output(scorer, golden if job.trial else features), schema.target)
     except MemoryError:
         raise
     except Exception as error:
@@ -173,17 +176,19 @@ def _objects(scorer: Scorer, rows: pa.Table, job: Job) -> dict[str, bytes]:
             f"the estimator cannot score its own training rows: {type(error).__name__}: {error}",
             hint="Is it fitted, and does predict take the frame that fit() got, less the target?",
         ) from error
-    draw = np.random.default_rng(job.seed)
-    golden = features.take(_sampled(draw, rows.num_rows, GOLDEN))
     _refuse_unseen(scorer, golden)
     final = schema.without_nulls_in(_null_averse(scorer, golden))
+    objects = {
+        "schema": final.to_json().encode(),
+        "golden": _parquet(_beside(golden, scorer.score(golden))),
+    }
+    if job.trial:
+        return objects
     sample = _sampled(draw, rows.num_rows, SAMPLE)
     kept = _beside(_beside(features, scored), rows.select(["label"])).take(sample)
-    return {
-        "schema": final.to_json().encode(),
+    return objects | {
         "reference": _reference(rows, scored, final, job.block).to_bytes(),
         "reference_sample": _parquet(kept),
-        "golden": _parquet(_beside(golden, scorer.score(golden))),
     }
 
 

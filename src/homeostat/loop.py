@@ -153,7 +153,8 @@ class Loop:
                 now=now,
                 reporter=self.reporter,
             )
-            history = self._labelled(now, subject.schema).num_rows
+            # Only the number is wanted, so no feature is read.
+            history = self._labelled(now, replace(subject.schema, features=())).num_rows
             evidence = replace(evidence, history=history)
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
             evidence = failed(champion.id, window, last, error, now)
@@ -209,11 +210,14 @@ class Loop:
             if parts.problem:
                 self.audit.write("held", now, {"reason": parts.problem})
                 return _held(outcome, "no_fresh_labels", parts.problem)
-            candidate = self._fit(parts.training, schema, parts.window.start, now, champion.id)
+            refit = self.gated and self.settings.training.refit
+            candidate = self._fit(
+                parts.training, schema, parts.window.start, now, champion.id, trial=refit
+            )
             self.audit.write("trained", now, fitted(candidate))
             verdict = self._judge(candidate, champion, parts, now)
             self.audit.write("gate", now, jsonable(verdict))
-            if verdict.promote and self.gated and self.settings.training.refit:
+            if verdict.promote and refit:
                 candidate = self._fit(rows, schema, parts.window.end, now, champion.id)
                 self._query(candidate)
                 self.audit.write("refitted", now, fitted(candidate))
@@ -234,7 +238,7 @@ class Loop:
         if parts.problem:
             verdict = gate.unjudged(parts.problem, parts.window)
         else:
-            sibling = self._fit(parts.training, schema, parts.window.start, now, None)
+            sibling = self._fit(parts.training, schema, parts.window.start, now, None, trial=True)
             own = Schema.from_json(sibling.objects["schema"])
             verdict = gate.judge_first(
                 training=own.labels(parts.training),
@@ -251,10 +255,17 @@ class Loop:
         return replace(candidate, kind="first"), verdict
 
     def _fit(
-        self, rows: pa.Table, schema: Schema, cutoff: datetime, now: datetime, parent: str | None
+        self,
+        rows: pa.Table,
+        schema: Schema,
+        cutoff: datetime,
+        now: datetime,
+        parent: str | None,
+        *,
+        trial: bool = False,
     ) -> Candidate:
         learned = schema.learned_from(rows)
-        return self.trainer.fit(rows, learned, cutoff=cutoff, as_of=now, parent=parent)
+        return self.trainer.fit(rows, learned, cutoff=cutoff, as_of=now, parent=parent, trial=trial)
 
     def _judge(
         self, candidate: Candidate, champion: Release, parts: Holdout, now: datetime

@@ -100,15 +100,18 @@ class ScriptTrainer:
         cutoff: datetime,
         as_of: datetime,
         parent: str | None,
+        trial: bool = False,
     ) -> Candidate:
         """A candidate fitted on exactly these labelled rows, in the order of time and id.
+
+        A `trial` is only judged, never released: it carries no reference.
 
         Raises TrainingError when the rows do not suffice or the script yields no estimator that
         can be released, EngineError when the child dies or passes a limit.
         """
         rows = rows.sort_by([("occurred_at", "ascending"), ("prediction_id", "ascending")])
         self._check(rows, schema, cutoff)
-        job = fit.Job(self._script, self._root, self._project.seed, self._block)
+        job = fit.Job(self._script, self._root, self._project.seed, self._block, trial)
         fitted = self._engine.run(fit.fit, job, rows, schema)
         return Candidate(
             kind="first" if parent is None else "retrain",

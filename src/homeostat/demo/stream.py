@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WEEK = timedelta(days=7)
-ROWS = 500  # flights in one request
+ROWS = 1000  # flights in one request
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,7 @@ class PolicyTrainer:
         cutoff: datetime,
         as_of: datetime,
         parent: str | None,
+        trial: bool = False,  # noqa: ARG002 - fits are shared, and some other turn may release it
     ) -> Candidate:
         candidate, seconds = self._shared.fit(rows, schema, cutoff=cutoff, as_of=as_of)
         if candidate.training.sha256 not in self._paid:
