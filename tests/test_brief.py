@@ -6,10 +6,8 @@ over HTTP, and the clock. Only what pip installs may come over the network.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import secrets
 import shlex
 import signal
 import socket
@@ -132,13 +130,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture
 def made(clone: Place) -> Place:
-    """What `homeostat init` makes, with the first command of the brief, as CI would have it.
-
-    CI makes no signing key of its own, so it is given one as the workflow gives the secret.
-    """
-    key = base64.b64encode(secrets.token_bytes(32)).decode()
-    env = {**clone.env, "CI": "true", "HOMEOSTAT_SIGNING_KEY": key}
-    place = Place(clone.root.with_name("made"), env)
+    """What `homeostat init` makes, with the first command of the brief, as CI would have it."""
+    place = Place(clone.root.with_name("made"), {**clone.env, "CI": "true"})
     told = replace(place, root=clone.root.parent)("homeostat init made")
     assert "Next: homeostat train" in told
     before = installed(place)

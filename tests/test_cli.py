@@ -57,7 +57,6 @@ def homeostat(capfd, monkeypatch):
         return draws if section == "monitor" else fits
 
     monkeypatch.setattr(build, "LocalEngine", engine)
-    monkeypatch.delenv("CI", raising=False)
 
     def run(*words):
         capfd.readouterr()

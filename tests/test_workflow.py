@@ -182,6 +182,7 @@ class Machine:
                 **{name: str(file) for name, file in files.items()},
                 **env,
                 "CI": "true",
+                "GITHUB_ACTIONS": "true",
                 "GITHUB_RUN_ID": str(self.runs),
                 "HOME": str(room),
                 "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",

@@ -78,7 +78,7 @@ def _champion(project: Project) -> str:
 def _key(project: Project) -> str:
     folder, models = project.settings.path(".homeostat"), project.settings.path("models")
     if not (models / "trusted.pub").exists():  # with a key at hand it would be written now
-        return "the first training makes one, outside CI, or trusts the one that it finds"
+        return "the first training makes one (on a runner of GitHub's it must be given)"
     if signing_key(folder, models, os.environ, make=False) is None:
         return "absent: challengers stay unsigned candidates here"
     return "present and trusted"
