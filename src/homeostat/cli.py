@@ -127,22 +127,11 @@ def key(
     name: Annotated[str, typer.Option(help="Who holds it.")] = "client",
 ) -> None:
     """Make an API key: the key itself once, and the lines with its hash for homeostat.toml."""
-    import hashlib
-    import secrets
+    from homeostat import project
 
-    import tomlkit
-
-    from homeostat.settings import Key
-
-    secret = secrets.token_urlsafe(32)
-    kept = Key.model_validate(
-        {"name": name, "role": role, "sha256": hashlib.sha256(secret.encode()).hexdigest()}
-    )
+    secret, lines = project.new_key(role, name)
     screen.say(f"Key, shown this once: {secret}")
-    screen.say("For homeostat.toml:\n")
-    screen.say("[[serving.keys]]")
-    for field, value in kept.model_dump().items():
-        screen.say(f"{field} = {tomlkit.item(value).as_string()}")
+    screen.say(f"For homeostat.toml:\n\n{lines}")
 
 
 # --- the loop ---

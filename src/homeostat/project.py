@@ -7,8 +7,10 @@ says which it wrote and what it inferred; an existing file is never overwritten.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import secrets
 import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -23,7 +25,7 @@ from pydantic import BaseModel
 from homeostat import __version__
 from homeostat.draft import Draft, draft
 from homeostat.errors import ProjectError
-from homeostat.settings import FILE, Settings
+from homeostat.settings import FILE, Key, Settings
 
 IGNORE = ".gitignore"
 REQUIREMENTS = "requirements.txt"
@@ -114,6 +116,15 @@ def _write(root: Path, contents: Mapping[str, str], inferred: Sequence[str]) -> 
             "the private key lies, data/, models/ and reports/."
         )
     return Made(root, written, kept, tuple(said))
+
+
+def new_key(role: str, name: str) -> tuple[str, str]:
+    """An API key, and the lines of `homeostat.toml` that let it in; they hold only its hash."""
+    secret = secrets.token_urlsafe(32)
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    kept = Key.model_validate({"name": name, "role": role, "sha256": digest})
+    fields = (f"{field} = {tomlkit.item(v).as_string()}" for field, v in kept.model_dump().items())
+    return secret, "\n".join(["[[serving.keys]]", *fields])
 
 
 def settings_toml(overrides: Mapping[str, Mapping[str, Any]]) -> str:
