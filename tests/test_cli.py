@@ -334,3 +334,10 @@ def test_run_goes_on_after_a_refusal_and_stops_when_it_is_told(untrained, fresh)
         running.send_signal(signal.SIGTERM)
         assert running.wait(30) == 0
         assert time.monotonic() - began < 20
+
+
+def test_a_folder_that_is_no_project_stays_as_it_is(homeostat, tmp_path):
+    done = homeostat("train", "--project", tmp_path)
+    assert done.code == 1
+    assert "is no project" in done.err
+    assert list(tmp_path.iterdir()) == []

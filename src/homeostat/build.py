@@ -73,8 +73,12 @@ class Project:
     def loop(self, *, clock: Clock | None = None, watch: Watcher | None = None) -> Iterator[Loop]:
         """The loop, under the project's lock; what a killed turn left undone is finished first.
 
-        Raises HomeostatError when another turn runs in this folder.
+        Raises HomeostatError when another turn runs in this folder, ProjectError where there are
+        neither settings nor a training script: nothing is written into a folder by mistake.
         """
+        script = self.settings.path(str(self.settings.training.script))
+        if not self.settings.path(settings.FILE).is_file() and not script.is_file():
+            raise ProjectError(f"{self.root} is no project.", hint="`homeostat init` makes one.")
         with ExitStack() as stack:
             stack.enter_context(self.locked())
             rooms = self._rooms(stack, clock or WallClock(), watch)

@@ -7,6 +7,7 @@ ASGI server runs; the blocking work of an endpoint is done in the thread pool.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -59,6 +60,9 @@ _log = structlog.get_logger("homeostat.web")
 
 def create_app(root: Path | str = ".") -> FastAPI:
     """The application of the project in `root`. Raises SettingsError for its settings."""
+    # Trees scored by several threads beside a busy process stall for tenths of a second; OpenMP
+    # reads this when the model's library is loaded.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # The composition root imports every room; a test that brings its own predictor needs none.
     from homeostat import build
 
