@@ -163,7 +163,7 @@ class Trainer(Protocol):
         ...
 
     def schema_of(self, loaded: pa.Table) -> Schema:
-        """The schema of what `load` gave. Raises `SchemaError`."""
+        """The columns of what `load` gave; a fit learns the rest. Raises `SchemaError`."""
         ...
 
     def rows_of(self, loaded: pa.Table, schema: Schema, at: datetime) -> pa.Table:

@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 
 
 def infer(
-    frame: pd.DataFrame, *, target: str, task: Task | None = None, exclude: Sequence[str] = ()
+    frame: pd.DataFrame,
+    *,
+    target: str,
+    task: Task | None = None,
+    exclude: Sequence[str] = (),
+    learned: bool = True,
 ) -> Schema:
     """The schema of a labelled training frame.
 
-    Reserved and excluded columns are left out. Raises SchemaError for a target or feature that no
-    model can be served with, naming the column.
+    Reserved and excluded columns are left out; without `learned`, so are edges, levels and
+    examples, which `Schema.learned_from` takes from the rows of a fit. Raises SchemaError for a
+    target or feature that no model can be served with, naming the column.
     """
     if target not in frame.columns:
         raise SchemaError(
@@ -34,21 +40,24 @@ def infer(
     if len(set(frame.columns)) != len(frame.columns):
         raise SchemaError("two columns have the same name.", hint="Rename one in load().")
     skip = {target, *exclude} | RESERVED
-    features = tuple(_feature(str(name), frame[name]) for name in frame.columns if name not in skip)
+    columns = {str(name): frame[name] for name in frame.columns if name not in skip}
+    features = tuple(_feature(name, column) for name, column in columns.items())
     if not features:
         raise SchemaError("no feature is left beside target and time.")
+    if learned:
+        features = tuple(f.learned_from(columns[f.name].dropna()) for f in features)
     return Schema(features, _target(frame[target], task))
 
 
 def _feature(name: str, column: pd.Series[Any]) -> Feature:
-    """The feature that a column of a frame is; the kind decides how it is learned."""
+    """The feature that a column of a frame is: its kind. Raises SchemaError when it has none."""
     from pandas.api import types
 
     filled = column.dropna()
     if types.is_bool_dtype(filled) or (len(filled) and all(type(v) is bool for v in filled)):
-        return Feature(name, "boolean").learned_from(filled)
+        return Feature(name, "boolean")
     if types.is_numeric_dtype(column):
-        return Feature(name, "number").learned_from(filled)
+        return Feature(name, "number")
     if types.is_datetime64_any_dtype(column) or types.is_timedelta64_dtype(column):
         raise SchemaError(
             f"the feature {name!r} is a point or length of time.",
@@ -59,7 +68,7 @@ def _feature(name: str, column: pd.Series[Any]) -> Feature:
             f"the feature {name!r} mixes types; a category must be text throughout.",
             hint=f"Convert it in load(): frame[{name!r}].astype('str').",
         )
-    return Feature(name, "category").learned_from(filled)
+    return Feature(name, "category")
 
 
 def _target(column: pd.Series[Any], task: Task | None) -> Target:

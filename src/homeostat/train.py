@@ -63,7 +63,7 @@ class ScriptTrainer:
         return self._engine.run(script.load, self._script, self._root, self._project)
 
     def schema_of(self, loaded: pa.Table) -> Schema:
-        """The schema of what `load` gave. Raises SchemaError."""
+        """The columns of what `load` gave, nothing learned of them yet. Raises SchemaError."""
         import pandas as pd
 
         # Booleans with nulls would come as objects, and be taken for text.
@@ -72,6 +72,7 @@ class ScriptTrainer:
             target=self._project.target,
             task=self._project.task,
             exclude=self._project.exclude,
+            learned=False,
         )
 
     def rows_of(self, loaded: pa.Table, schema: Schema, at: datetime) -> pa.Table:

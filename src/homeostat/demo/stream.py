@@ -34,8 +34,7 @@ class Stream:
         landing = flying[flying["labelled_at"].notna()].sort_values("labelled_at", kind="stable")
         self._departures = _index(flying["occurred_at"])
         self._landings = _index(landing["labelled_at"])
-        self._rows = _rows(flying)
-        self._labels = _labels(landing)
+        self._flying, self._landing = flying, landing
         self._departed = self._landed = 0
 
     def until(self, end: datetime) -> Iterator[Batch]:
@@ -47,7 +46,10 @@ class Stream:
             yield self._batch(stop, _before(self._landings, over))
 
     def _batch(self, departed: int, landed: int) -> Batch:
-        batch = Batch(self._rows[self._departed : departed], self._labels[self._landed : landed])
+        batch = Batch(
+            _rows(self._flying.iloc[self._departed : departed]),
+            _labels(self._landing.iloc[self._landed : landed]),
+        )
         self._departed, self._landed = departed, landed
         return batch
 
