@@ -17,6 +17,7 @@ from loop_fixtures import LOADED, InProcess, days, make, project, serve, stream,
 from sklearn.metrics import log_loss, roc_auc_score
 
 from homeostat import demo
+from homeostat.demo import Sparing
 from homeostat.demo.result import measure, plot
 from homeostat.demo.stream import ROWS, Stream
 from homeostat.demo.view import View
@@ -257,3 +258,18 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
         with pytest.raises(HomeostatError, match="not an empty folder"):
             demo.run(place, weeks=1)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_evidently_draws_every_fourth_week_and_the_last():
+    drawn = []
+
+    class Drawing:
+        def evidently(self, reference, current, schema):
+            drawn.append(current)
+            return {"dataset_drift": False}
+
+    reporter = Sparing(Drawing(), weeks=10)
+    told = [reporter.evidently(None, week, None) for week in range(1, 11)]
+    assert drawn == [2, 6, 10]
+    assert "skipped" in told[0]
+    assert told[9] == {"dataset_drift": False}
