@@ -103,21 +103,27 @@ def _plain(value: Any) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def told(output: Floats, target: Target) -> tuple[list[str], list[float | None], list[str | None]]:
+    """Prediction, probability and probabilities of each row, as the journal writes them."""
+    nothing: list[Any] = [None] * len(output)
+    if target.task == "regression":
+        return [repr(value) for value in output.tolist()], nothing, nothing
+    if target.task == "binary":
+        no, yes = target.classes
+        shares = output.tolist()
+        return [yes if share > 0.5 else no for share in shares], shares, nothing
+    predictions = [target.classes[place] for place in output.argmax(axis=1).tolist()]
+    return predictions, nothing, [json.dumps(row) for row in output.tolist()]
+
+
 def tabulate(output: Floats, target: Target) -> pa.Table:
     """The journal's three columns of a prediction from a scorer's output."""
-    if target.task == "regression":
-        prediction = [repr(float(value)) for value in output]
-    else:
-        best = output > 0.5 if target.task == "binary" else output.argmax(axis=1)
-        prediction = [target.classes[place] for place in best.astype(int)]
-    nothing = [None] * len(output)
-    texts = [json.dumps(row) for row in output.tolist()] if target.task == "multiclass" else nothing
-    probability = output if target.task == "binary" else nothing
+    predictions, probability, probabilities = told(output, target)
     return pa.table(
         {
-            "prediction": pa.array(prediction, pa.string()),
+            "prediction": pa.array(predictions, pa.string()),
             "probability": pa.array(probability, pa.float64()),
-            "probabilities": pa.array(texts, pa.string()),
+            "probabilities": pa.array(probabilities, pa.string()),
         }
     )
 
