@@ -1,15 +1,17 @@
 """The champion of a server: a release, verified and tried before it may answer.
 
 It takes the store of releases and the champion that serves now. It gives the one that the pointer
-names, unpickled only after every byte was verified, and only if it answers its golden rows.
+names, opened only after every byte was verified, and only if it answers its golden rows. Where the
+release has a twin, that serves, and the model itself is never unpickled.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import cloudpickle
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -17,9 +19,14 @@ from homeostat.contracts import Releases
 from homeostat.errors import ReleaseError, VerificationError
 from homeostat.records import Release
 from homeostat.schema import Schema
-from homeostat.scoring import Calibrator, Scorer, outputs
+from homeostat.scoring import Calibrator, Scorer, calibrated, outputs
+from homeostat.session import Session
 
-TOLERANCE = 1e-9  # by which a golden row's output may differ, absolute and relative
+if TYPE_CHECKING:
+    from homeostat.scoring import Floats
+
+TOLERANCES = {"native": 1e-9, "onnx": 1e-6}
+"""By which a golden row's output may differ, absolute and relative, for each engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +34,20 @@ class Champion:
     """A verified release that is ready to answer."""
 
     release: Release
-    scorer: Scorer
+    schema: Schema
+    calibrator: Calibrator | None
+    engine: Literal["onnx", "native"]
+    why: str | None  # the model itself serves and not its twin; None where the twin does
+    _raw: Callable[[Sequence[Sequence[Any]]], Floats] = field(repr=False)
 
-    @property
-    def schema(self) -> Schema:
-        return self.scorer.schema
+    def output(self, columns: Sequence[Sequence[Any]]) -> Floats:
+        """The calibrated output for each row, as `Scorer.output` gives it.
+
+        `columns` holds one sequence of checked values per feature, in the schema's order, None
+        for null. A row's output does not depend on the rows beside it. Raises SchemaError when
+        the model yields anything not finite.
+        """
+        return calibrated(self._raw(columns), self.schema.target, self.calibrator)
 
 
 def load(releases: Releases, present: Champion | None) -> Champion | None:
@@ -60,17 +76,36 @@ def load(releases: Releases, present: Champion | None) -> Champion | None:
     if "calibrator" in release.manifest["objects"]:
         calibrator = Calibrator.from_json(releases.object(release, "calibrator"))
     golden = releases.object(release, "golden")
-    model = releases.object(release, "model")
-    scorer = Scorer(cloudpickle.loads(model), schema, calibrator)
-    _try_golden(scorer, golden)
-    return Champion(release, scorer)
+    champion = _opened(releases, release, schema, calibrator)
+    _try_golden(champion, golden)
+    return champion
 
 
-def _try_golden(scorer: Scorer, golden: bytes) -> None:
+def _opened(
+    releases: Releases, release: Release, schema: Schema, calibrator: Calibrator | None
+) -> Champion:
+    """The twin where the release has one, else the unpickled model, and why it is that."""
+    if "twin" in release.manifest["objects"]:
+        session = Session(releases.object(release, "twin"))
+        return Champion(release, schema, calibrator, "onnx", None, session.output)
+    import cloudpickle
+
+    told = release.manifest.get("twin")
+    why = told["why"] if told else "No twin was made when this was released."
+    scorer = Scorer(cloudpickle.loads(releases.object(release, "model")), schema)
+
+    def raw(columns: Sequence[Sequence[Any]]) -> Floats:
+        return scorer.output(schema.table(dict(zip(schema.names, columns, strict=True))))
+
+    return Champion(release, schema, calibrator, "native", why, raw)
+
+
+def _try_golden(champion: Champion, golden: bytes) -> None:
     rows = pq.read_table(io.BytesIO(golden))
-    given = outputs(scorer.score(rows), scorer.schema.target)
-    wanted = outputs(rows, scorer.schema.target)
-    if not rows.num_rows or not np.allclose(given, wanted, rtol=TOLERANCE, atol=TOLERANCE):
+    given = champion.output([rows.column(name).to_pylist() for name in champion.schema.names])
+    wanted = outputs(rows, champion.schema.target)
+    near = TOLERANCES[champion.engine]
+    if not rows.num_rows or not np.allclose(given, wanted, rtol=near, atol=near):
         raise ReleaseError(
             "the model does not answer its golden rows as it did when it was fitted.",
             hint="Are the libraries here the versions that the release names?",

@@ -80,9 +80,7 @@ class Scorer:
             raw = np.asarray(self.estimator.predict(frame), dtype=float).reshape(len(frame))
         else:
             raw = self._probabilities(frame, target)
-        if not np.isfinite(raw).all():
-            raise SchemaError("the model yields values that are not finite.")
-        return raw if self.calibrator is None else self.calibrator.apply(raw, target)
+        return calibrated(raw, target, self.calibrator)
 
     def _probabilities(self, frame: Any, target: Target) -> Floats:
         """Columns in the order of the schema's classes, 0 for classes the model never saw."""
@@ -97,6 +95,16 @@ class Scorer:
     def score(self, features: pa.Table) -> pa.Table:
         """`prediction` (text), `probability` and `probabilities` (JSON), one row per row."""
         return tabulate(self.output(features), self.schema.target)
+
+
+def calibrated(raw: Floats, target: Target, calibrator: Calibrator | None) -> Floats:
+    """What is answered, from what a model or its twin yields; the shapes are those of `raw`.
+
+    Raises SchemaError when any of it is not finite.
+    """
+    if not np.isfinite(raw).all():
+        raise SchemaError("the model yields values that are not finite.")
+    return raw if calibrator is None else calibrator.apply(raw, target)
 
 
 def _plain(value: Any) -> object:

@@ -197,7 +197,7 @@ def describe(champion: Champion) -> dict[str, Json]:
         "model_version": release.id,
         "sequence": release.sequence,
         **{name: release.manifest.get(name) for name in names},
-        "calibrated": champion.scorer.calibrator is not None,
+        "calibrated": champion.calibrator is not None,
         "target": {
             "name": schema.target.name,
             "task": schema.target.task,
