@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -89,7 +89,7 @@ def shared(workers: int) -> Iterator[None]:
 
 
 class Metrics:
-    """The metrics of one application; safe to call from any thread.
+    """The metrics of one application, and the log of its requests; for any thread.
 
     `waiting` gives the rows that wait to be journalled and the age of the oldest, in seconds.
     """
@@ -98,10 +98,12 @@ class Metrics:
         self,
         predictor: Counted,
         waiting: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
+        log: RequestLog | None = None,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped there
         self._predictor = predictor
         self._waiting = waiting
+        self.log = log or RequestLog("none")
         self._folder = os.environ.get(FOLDER)
         self._own = CollectorRegistry()
         self._own.register(_Serving(predictor))
@@ -119,12 +121,6 @@ class Metrics:
             "homeostat_request_seconds",
             "Time until the response was sent, seconds.",
             ("path",),
-            registry=kept,
-            buckets=_BUCKETS,
-        )
-        self._commits = Histogram(
-            "homeostat_journal_commit_seconds",
-            "Time that one commit to the journal took, seconds.",
             registry=kept,
             buckets=_BUCKETS,
         )
@@ -161,13 +157,28 @@ class Metrics:
 
         return measure
 
-    def error(self, code: str) -> None:
-        """One error response, by its code."""
-        self._errors.labels(code).inc()
+    def done(
+        self,
+        path: str,
+        status: int,
+        seconds: float,
+        body: bytes | memoryview = b"",
+        *,
+        ids: Sequence[str] = (),
+        rows: Sequence[Mapping[str, Json]] = (),
+    ) -> None:
+        """Measure and log one response; see `RequestLog.request` for what is told of it.
 
-    def committed(self, seconds: float) -> None:
-        """One commit to the journal."""
-        self._commits.observe(seconds)
+        `body` is read where it is an error in the one shape, for its code.
+        """
+        self.observe(path, status, seconds)
+        if status >= 400:
+            error = _error(bytes(body))
+            if error:
+                self._errors.labels(error["code"]).inc()
+            self.log.request(path, status, seconds, error=error)
+        elif self.log.all:
+            self.log.request(path, status, seconds, ids=ids, rows=rows)
 
     def look(self) -> None:
         """Take over what the predictor counted and what waits.
@@ -236,18 +247,10 @@ class _Serving(Collector):
 class Measured:
     """Measures and logs every request; paths outside the application count as one."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        metrics: Metrics,
-        paths: frozenset[str],
-        log: RequestLog | None = None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: frozenset[str]) -> None:
         self._app = app
         self._metrics = metrics
         self._paths = paths
-        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -269,16 +272,7 @@ class Measured:
         finally:
             path = route(scope)
             known = path if path in self._paths else "other"
-            self.done(known, status, time.perf_counter() - began, body)
-
-    def done(self, path: str, status: int, seconds: float, body: bytes) -> None:
-        """Measure one response, whose `body` counts only where it is an error."""
-        self._metrics.observe(path, status, seconds)
-        error = _error(body) if status >= 400 else {}
-        if error:
-            self._metrics.error(error["code"])
-        if self._log is not None:
-            self._log.request(path, status, seconds, error=error)
+            self._metrics.done(known, status, time.perf_counter() - began, body)
 
 
 def _error(body: bytes) -> Mapping[str, Json]:
