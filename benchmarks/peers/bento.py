@@ -1,0 +1,41 @@
+"""The model behind BentoML: `Plain`, one call a request, and `Batched`, its adaptive batching.
+
+It takes the pickled model's path from PEER_MODEL. It gives two services, of which one is served.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import cloudpickle
+import pandas as pd
+
+QUIET: dict[str, Any] = {
+    "workers": 1,
+    "logging": {"access": {"enabled": False}},
+    "metrics": {"enabled": False},
+    "monitoring": {"enabled": False},
+}
+
+
+class Model:
+    def __init__(self) -> None:
+        self.model = cloudpickle.loads(Path(os.environ["PEER_MODEL"]).read_bytes())
+
+    def scored(self, rows: list[dict[str, Any]]) -> list[float]:
+        return self.model.predict_proba(pd.DataFrame(rows))[:, 1].tolist()
+
+
+@bentoml.service(**QUIET)
+class Plain(Model):
+    @bentoml.api
+    def predict(self, rows: list[dict[str, Any]]) -> list[float]:
+        return self.scored(rows)
+
+
+@bentoml.service(**QUIET)
+class Batched(Model):
+    @bentoml.api(batchable=True, max_batch_size=3_200, max_latency_ms=10_000)
+    def predict(self, rows: list[dict[str, Any]]) -> list[float]:
+        return self.scored(rows)
