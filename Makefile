@@ -12,7 +12,7 @@ MAKE_VENV := $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { $(PYTHON) -m venv --
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock settings clean
+.PHONY: help setup demo test soak lint lock settings clean
 
 help:  ## show this
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | \
@@ -37,6 +37,9 @@ demo: setup  ## a year of real flights, from the first training to the last prom
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+soak: setup  ## faults and loads in full: hundreds of kills, a thousand swaps (see docs/faults.md)
+	$(BIN)/python -m pytest -m soak -s $(ARGS)
 
 lint: setup  ## style, types, arrows between modules, workflows
 	$(BIN)/ruff check
