@@ -1,8 +1,8 @@
 """MLflow's scoring protocol, so that a client of `mlflow models serve` needs no change.
 
 It takes the body of `POST /invocations` and the names of the champion's features. It gives rows as
-`POST /predict` takes them, and the answers in MLflow's shape; nothing is checked here that the
-schema checks.
+`POST /predict` takes them, and the answers in MLflow's shape; what the schema checks is not checked
+here. `add` gives an application this path and those that MLflow's client asks besides.
 """
 
 from __future__ import annotations
@@ -11,12 +11,59 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from homeostat import decode
-from homeostat.errors import RowError
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from homeostat import __version__, decode
+from homeostat.answer import Answer
+from homeostat.errors import RowError, UnavailableError
+from homeostat.group import Group
+from homeostat.predictor import Asked, Predictor
 from homeostat.records import Json
+from homeostat.web.metrics import IDS
 
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _ONE = f"The body is an object with one of {', '.join(FORMATS)}."
+
+
+def add(
+    app: FastAPI, predictor: Predictor, group: Group[Asked, list[Answer]], *, max_rows: int
+) -> None:
+    """Give `app` the paths of MLflow's scoring server."""
+
+    def asked(body: bytes) -> Asked:
+        champion = predictor.champion
+        if champion is None:
+            raise UnavailableError(
+                predictor.failure or "there is no released model yet.", hint="Run homeostat train."
+            )
+        try:
+            found = rows(body, champion.schema.names, max_rows=max_rows)
+        except RowError as error:
+            predictor.refuse(error)
+            raise
+        return predictor.asked(found)
+
+    @app.post("/invocations", summary="Predict, in the protocol of MLflow's scoring server")
+    async def invoke(request: Request) -> Response:
+        """Checked and journalled as `POST /predict` does; answers hold the ids for labels."""
+        checked = await run_in_threadpool(asked, await request.body())
+        answers = await group.ask(checked, len(checked.batch.ids))
+        request.scope[IDS] = checked.batch.asked
+        return JSONResponse(answer(answers))
+
+    @app.get("/ping", include_in_schema=False)
+    @app.get("/health", include_in_schema=False)
+    async def ping() -> Response:
+        """Whether a prediction would be answered, as `/health/ready`."""
+        await run_in_threadpool(predictor.check)
+        return Response("\n", media_type="application/json")
+
+    @app.get("/version", include_in_schema=False)
+    async def version() -> Response:
+        return Response(f"homeostat {__version__}", media_type="text/plain")
 
 
 def rows(body: bytes, names: Sequence[str], *, max_rows: int) -> list[dict[str, Json]]:

@@ -41,6 +41,9 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Variable that names the folder in which the workers of one server keep their counters. It has to
 be set before the client of Prometheus is imported."""
 
+IDS = "homeostat.prediction_ids"
+"""Where an endpoint leaves, in the scope of its request, the ids that it answered."""
+
 ERROR = 4_096  # bytes of an error's body that are read for its code; no error has as many
 
 COUNTS = {
@@ -272,7 +275,8 @@ class Measured:
         finally:
             path = route(scope)
             known = path if path in self._paths else "other"
-            self._metrics.done(known, status, time.perf_counter() - began, body)
+            seconds = time.perf_counter() - began
+            self._metrics.done(known, status, seconds, body, ids=scope.get(IDS, ()))
 
 
 def _error(body: bytes) -> Mapping[str, Json]:
