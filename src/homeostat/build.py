@@ -25,6 +25,7 @@ from homeostat.engines.local import LocalEngine
 from homeostat.errors import HomeostatError, ProjectError
 from homeostat.journal import FileJournal
 from homeostat.loop import Loop
+from homeostat.notes import Notes
 from homeostat.predictor import Predictor
 from homeostat.report import FileReporter
 from homeostat.settings import Settings
@@ -82,7 +83,10 @@ class Project:
         with ExitStack() as stack:
             stack.enter_context(self.locked())
             rooms = self._rooms(stack, clock or WallClock(), watch)
-            rooms.recover()
+            notes = Notes(self.settings.path(".homeostat", "requests"))
+            found = notes.found()
+            rooms.recover([*found.values()])
+            notes.clear([*found])
             yield rooms
 
     @contextmanager

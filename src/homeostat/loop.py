@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -37,13 +37,12 @@ from homeostat.decide import asked
 from homeostat.errors import ReleaseError, TrainingError, cause
 from homeostat.holdout import EPOCH, TICK, Holdout, before, everything, hold_out
 from homeostat.monitor import Subject, examine, failed
-from homeostat.profile import Profile
+from homeostat.notes import Note
 from homeostat.records import (
     Action,
     Candidate,
     Decision,
     Evidence,
-    Interval,
     Json,
     Outcome,
     Release,
@@ -121,15 +120,39 @@ class Loop:
         decision = Decision(Action.ROLL_BACK, "asked", reason)
         return self._done(Outcome(now, decision, release=release.id, promoted=True), began)
 
-    def recover(self) -> None:
-        """Finish what a killed turn left: the pointer's audit line and the champion's copies."""
+    def adopt(self, candidate: Candidate, rows: pa.Table, now: datetime | None = None) -> Outcome:
+        """The first release, of a model that was fitted elsewhere; `rows` become history.
+
+        Raises ReleaseError where a champion serves.
+        """
+        now, began = now or self.clock.now(), time.monotonic()
+        if self.releases.champion() is not None:
+            raise ReleaseError("there is a champion already.", hint="Adopt into a new project.")
+        self._query(candidate)
+        self.journal.load(rows)
+        window = Window(candidate.training.start, candidate.training.cutoff)
+        verdict = gate.unjudged("The rows it was fitted on are unknown: none can judge it.", window)
+        self.audit.write("adopted", now, fitted(candidate))
+        release = self._promote(candidate, verdict, now)
+        decision = Decision(Action.ADOPT, "brought", "A model that was fitted elsewhere serves.")
+        return self._done(Outcome(now, decision, None, verdict, release.id, promoted=True), began)
+
+    def recover(self, notes: Sequence[Note | None] = ()) -> None:
+        """Finish what a killed turn left: the pointer's audit line and the champion's copies.
+
+        Where a server moved the pointer back, `notes` tell who asked for it.
+        """
         champion = self.releases.champion()
         if champion is None:
             return
         moves = ("promoted", "rolled_back", "recovered")
         told = [line["body"]["release"] for line in self.audit.lines() if line["kind"] in moves]
         if told[-1:] != [champion.id]:
-            self.audit.write("recovered", self.clock.now(), {"release": champion.id})
+            asked = next((n for n in notes if n and n.release == champion.id), None)
+            if asked is not None:
+                self.audit.write("rolled_back", self.clock.now(), asked.told)
+            else:
+                self.audit.write("recovered", self.clock.now(), {"release": champion.id})
         self.copy()
 
     # --- look ---
@@ -174,17 +197,9 @@ class Loop:
     def _subject(self, champion: Release) -> Subject:
         if champion.id not in self._subjects:
             self._subjects.clear()
-            held = {
-                name: self.releases.object(champion, name)
-                for name in ("schema", "reference", "reference_sample")
-            }
-            self._subjects[champion.id] = Subject(
-                release=champion.id,
-                schema=Schema.from_json(held["schema"]),
-                reference=Profile.from_bytes(held["reference"]),
-                sample=pq.read_table(io.BytesIO(held["reference_sample"])),
-                baseline=_baseline(champion),
-            )
+            names = ("schema", "reference", "reference_sample")
+            held = {name: self.releases.object(champion, name) for name in names}
+            self._subjects[champion.id] = Subject.of(champion, held)
         return self._subjects[champion.id]
 
     # --- act ---
@@ -378,11 +393,3 @@ class Loop:
 def _held(outcome: Outcome, trigger: str, reason: str) -> Outcome:
     decision = replace(outcome.decision, action=Action.HOLD, trigger=trigger, reason=reason)
     return replace(outcome, decision=decision)
-
-
-def _baseline(champion: Release) -> Interval | None:
-    """The champion's loss on the rows that judged it."""
-    verdict = champion.manifest["gate"]
-    if verdict is None or verdict["challenger"] is None:
-        return None
-    return Interval(verdict["challenger"], None, None, verdict["rows"], verdict["blocks"])

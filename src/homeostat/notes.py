@@ -29,6 +29,11 @@ class Note:
     by: str  # name of the key that asked, empty without keys
     at: str  # when, ISO 8601 in UTC
 
+    @property
+    def told(self) -> dict[str, str]:
+        """As the audit chain tells it."""
+        return {"from": self.old, "release": self.release, "by": self.by, "asked": self.at}
+
 
 class Notes:
     """The notes of one project, in a folder of their own."""

@@ -7,6 +7,7 @@ other stages still say what they found.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from homeostat.contracts import Reporter
 from homeostat.errors import cause
@@ -27,6 +29,7 @@ from homeostat.records import (
     Interval,
     Json,
     Performance,
+    Release,
     State,
     Window,
 )
@@ -47,6 +50,25 @@ class Subject:
     reference: Profile  # of the rows that the champion was fitted on
     sample: pa.Table  # some of these rows, for Evidently
     baseline: Interval | None  # its loss when it was judged
+
+    @classmethod
+    def of(cls, champion: Release, held: Mapping[str, bytes]) -> Subject:
+        """From the objects `schema`, `reference` and `reference_sample` of a release."""
+        return cls(
+            release=champion.id,
+            schema=Schema.from_json(held["schema"]),
+            reference=Profile.from_bytes(held["reference"]),
+            sample=pq.read_table(io.BytesIO(held["reference_sample"])),
+            baseline=_baseline(champion),
+        )
+
+
+def _baseline(champion: Release) -> Interval | None:
+    """The champion's loss on the rows that judged it."""
+    verdict = champion.manifest["gate"]
+    if verdict is None or verdict["challenger"] is None:
+        return None
+    return Interval(verdict["challenger"], None, None, verdict["rows"], verdict["blocks"])
 
 
 @dataclass(frozen=True)
