@@ -6,11 +6,14 @@ share lies between 0 and 1. A record holds facts; the rooms that take it decide 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Task: TypeAlias = Literal["binary", "multiclass", "regression"]
 Json: TypeAlias = Any  # what `json.loads` gives
@@ -151,6 +154,28 @@ class Appended:
 
     written: int
     repeated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The served rows of one request, which are journalled all or none.
+
+    Each row holds its values in the order of `Schema.journal`: times as text in UTC such as
+    `2025-06-01 12:00:00.000000Z`, numbers as finite floats, None for null.
+    """
+
+    ids: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    untimed: frozenset[str] = frozenset()  # ids whose earlier event time, if any, stands
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What became of an entry."""
+
+    written: int
+    repeated: int
+    recorded: pa.Table | None = None  # repeated rows as they were recorded first
 
 
 @dataclass(frozen=True, slots=True)

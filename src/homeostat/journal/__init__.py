@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.contracts import Clock
+from homeostat.errors import ConflictError
 from homeostat.journal import join, jsonl, shape
-from homeostat.journal.disk import Disk
+from homeostat.journal.disk import Ack, Disk
 from homeostat.journal.history import DeltaLog
 from homeostat.journal.jsonl import JsonLines
 from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
-from homeostat.records import Appended, Labelled, Refusal, Window
+from homeostat.records import Appended, Committed, Entry, Labelled, Refusal, Window
 from homeostat.schema import SYSTEM, Schema
 
 __all__ = ["FileJournal"]
@@ -39,11 +40,14 @@ class FileJournal:
     """The `contracts.Journal` in `folder`, which is made with the first write.
 
     Any number of processes and threads of one host may append, label, reject and read; `load` is
-    for one process at a time. `clock` stamps the arrival of labels.
+    for one process at a time. `clock` stamps the arrival of labels. With `ack="write"` rows and
+    labels are not flushed to the disk before they are acknowledged.
     """
 
-    def __init__(self, folder: Path, *, clock: Clock | None = None) -> None:
-        disk = Disk()
+    def __init__(
+        self, folder: Path, *, clock: Clock | None = None, ack: Ack = "fsync"
+    ) -> None:
+        disk = Disk(ack)
         clock = clock or _WallClock()
         self._clock = clock
         self._repairs = JsonLines(folder / "repairs.jsonl", disk)
@@ -71,6 +75,17 @@ class FileJournal:
         Raises ConflictError with the row's number, and JournalError when nothing was written.
         """
         return self._predictions.append(rows)
+
+    def commit(
+        self, columns: pa.Schema, entries: Sequence[Entry]
+    ) -> list[Committed | ConflictError]:
+        """Add the rows of several requests by one write and one flush; one result for each.
+
+        `columns` are those of `Schema.journal`. A ConflictError, whose `row` counts within its
+        entry, stands for an entry of which no row was written; it says nothing of the others.
+        Raises JournalError when nothing may be acknowledged.
+        """
+        return self._predictions.commit(columns, entries)
 
     def known(self, ids: Sequence[str]) -> pa.Table:
         """The rows of the tail that have one of these ids, in the order of `ids`, without labels.

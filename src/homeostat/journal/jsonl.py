@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from homeostat.errors import JournalError
-from homeostat.journal.disk import Disk, failed, locked
+from homeostat.journal.disk import Disk, Lock, failed
 from homeostat.records import Json, Refusal, Window, utc
 
 
@@ -23,11 +23,12 @@ class JsonLines:
     def __init__(self, path: Path, disk: Disk) -> None:
         self._path = path
         self._disk = disk
+        self._lock = Lock(path)
 
     def add(self, facts: Sequence[Mapping[str, Json]]) -> None:
         text = "".join(json.dumps(fact) + "\n" for fact in facts)
         if text:
-            with locked(self._path):
+            with self._lock.held():
                 self._disk.add_line(self._path, text.encode())
 
     def __iter__(self) -> Iterator[Mapping[str, Json]]:

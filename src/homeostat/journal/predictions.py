@@ -1,128 +1,56 @@
 """The tail of predictions: one CSV file per schema, each row once.
 
-It takes tables of served rows and appends them under a lock that all workers share, after it has
-read what the others appended. It gives counts, the rows of given ids, and all rows per file.
+It takes the served rows of one or more requests and appends them by one write, under a lock that
+all workers share, after it has read what the others appended. It gives what became of each
+request, the rows of given ids, and all rows per file.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import pyarrow as pa
 
 from homeostat.errors import ConflictError, JournalError
 from homeostat.journal import lines, shape
-from homeostat.journal.disk import Disk, failed, locked
-from homeostat.journal.tail import Consumer, Rows, Tail
-from homeostat.records import Appended
+from homeostat.journal.disk import Disk, Lock, Opened
+from homeostat.journal.files import Files
+from homeostat.journal.index import Index, located, same
+from homeostat.journal.portion import LIMIT, Cut, Stretch
+from homeostat.journal.tail import Nothing, Portion, Rows, Tail
+from homeostat.records import Appended, Committed, Entry
 
-C = TypeVar("C", bound=Consumer)
-_ASIDE = re.compile(r"predictions\.([0-9a-f]{12})\.csv")
-_ENTRY = struct.Struct(">8sQI")  # digest of the content, offset and length of the record
+_NONE: frozenset[bytes] = frozenset()
 
 
-class Index:
-    """What is known of each id of one file: 20 bytes that tell its content and its place."""
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The records of one request."""
+
+    records: list[bytes]
+    keys: list[bytes]
+    untimed: frozenset[bytes]  # keys
+
+
+class _Columns:
+    """What is worked out once for the columns of a schema."""
 
     def __init__(self, columns: pa.Schema) -> None:
-        self._columns = columns
-        self._features = shape.Shape(columns).features
-        self._person = shape.Shape(columns).fingerprint.encode()
-        self.entries: dict[bytes, bytes] = {}
+        shape.checked(columns)
+        self.given = columns
+        self.shape = shape.Shape(columns)
+        self.fingerprint = self.shape.fingerprint
+        self.encoder = lines.Encoder(columns)
 
-    def clear(self) -> None:
-        self.entries = {}
-
-    def add(self, data: bytes, offset: int) -> None:
-        table = lines.decode(data, self._columns)
-        self.note(
-            ids(table), self.digests(table), lines.ends(data, table.num_rows).tolist(), offset
-        )
-
-    def note(
-        self, known: Sequence[bytes], digests: Sequence[bytes], ends: Sequence[int], offset: int
-    ) -> None:
-        start = 0
-        for key, digest, end in zip(known, digests, ends, strict=True):
-            self.entries.setdefault(key, _ENTRY.pack(digest, offset + start, end - start))
-            start = end
-
-    def digests(self, table: pa.Table) -> list[bytes]:
-        """Eight bytes for each row, the same for the same features at the same event time."""
-        content = lines.encode(table.select(self._features))
-        times = table.column("occurred_at").cast(pa.int64()).to_numpy().tobytes()
-        return [
-            blake2b(
-                times[8 * row : 8 * row + 8] + record, digest_size=8, person=self._person
-            ).digest()
-            for row, record in enumerate(lines.split(content, table.num_rows))
-        ]
-
-
-def ids(table: pa.Table) -> list[bytes]:
-    return list(table.column("prediction_id").cast(pa.binary()).to_pylist())
-
-
-class Files(Generic[C]):
-    """The files of predictions as one process sees them; to be used under the lock."""
-
-    def __init__(self, folder: Path, consumer: Callable[[pa.Schema], C]) -> None:
-        self.folder = folder
-        self.current = folder / "predictions.csv"
-        self.tails: dict[str, Tail] = {}
-        self.consumers: dict[str, C] = {}
-        self._make = consumer
-        self._sidecars: dict[str, tuple[bytes, str]] = {}
-
-    def look(self) -> str | None:
-        """Find all files, the current one last; return the fingerprint of the current one."""
-        try:
-            names = {entry.name for entry in os.scandir(self.folder)}
-        except FileNotFoundError:
-            names = set()
-        present: dict[str, Path] = {}
-        for name in sorted(names):
-            if match := _ASIDE.fullmatch(name):
-                present[self._known(f"predictions.{match[1]}.schema.json")] = self.folder / name
-        current = None
-        if self.current.name in names:
-            current = self._known("predictions.schema.json")
-            if current in present:
-                raise JournalError(
-                    f"{self.current} and {present[current]} have the same columns.",
-                    hint="One of them came from a copy; move it out of the folder.",
-                )
-            present[current] = self.current
-        for fingerprint, path in present.items():
-            self.tails[fingerprint].path = path
-        for gone in self.tails.keys() - present.keys():
-            del self.tails[gone], self.consumers[gone]
-        self.tails = {fingerprint: self.tails[fingerprint] for fingerprint in present}
-        return current
-
-    def _known(self, sidecar: str) -> str:
-        """The fingerprint that a schema file tells; its tail is made if it is new."""
-        path = self.folder / sidecar
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise failed("read", path, error) from error
-        seen = self._sidecars.get(sidecar)
-        if seen is None or seen[0] != raw:
-            columns = shape.Shape.from_json(raw, sidecar).columns
-            seen = self._sidecars[sidecar] = raw, shape.Shape(columns).fingerprint
-        if seen[1] not in self.tails:
-            columns = shape.Shape.from_json(raw, sidecar).columns
-            consumer = self.consumers[seen[1]] = self._make(columns)
-            self.tails[seen[1]] = Tail(self.folder / "predictions.csv", columns, consumer)
-        return seen[1]
+    def request(self, entry: Entry) -> _Request:
+        records = list(map(self.encoder.record, entry.rows))
+        untimed = frozenset(map(lines.key_of, entry.untimed)) if entry.untimed else _NONE
+        return _Request(records, list(map(lines.key, records)), untimed)
 
 
 class Predictions:
@@ -130,112 +58,264 @@ class Predictions:
 
     def __init__(self, folder: Path, disk: Disk, torn: Callable[[Path, int], None]) -> None:
         self._folder = folder
-        self._lock = folder / "predictions.lock"
+        self._lock = Lock(folder / "predictions.lock")
+        self._cutting = Lock(folder / "predictions.cut.lock")
         self._disk = disk
         self._torn = torn
-        self._written = Files(folder, Index)
-        self._read = Files(folder, Rows)
+        self._columns: _Columns | None = None
+        self._generation = self._lock.generation
+        self._begin()
+
+    def commit(
+        self, columns: pa.Schema, entries: Sequence[Entry]
+    ) -> list[Committed | ConflictError]:
+        """See `FileJournal.commit`."""
+        known = self._prepared(columns)
+        requests = [known.request(entry) for entry in entries]
+        group = self._write(known, requests)
+        return group.results(known.given)
 
     def append(self, rows: pa.Table) -> Appended:
         """See `contracts.Journal.append`."""
         rows = shape.conformed(rows)
-        index = Index(rows.schema)
-        known, digests, data = ids(rows), index.digests(rows), lines.encode(rows)
-        with self._caught_up() as current:
-            fresh = self._fresh(known, digests)
-            if len(fresh) < len(known):
-                known, digests = [known[i] for i in fresh], [digests[i] for i in fresh]
-                data = lines.encode(rows.take(pa.array(fresh, pa.int64())))
-            if fresh:
-                ends = lines.ends(data, len(fresh)).tolist()
-                fingerprint = self._ready(shape.Shape(rows.schema), current)
-                tail = self._written.tails[fingerprint]
-                with tail.open(os.O_RDWR | os.O_APPEND) as file:
-                    tail.follow(file)
-                    self._disk.append(file, data, tail.end, tail.path)
-                self._written.consumers[fingerprint].note(known, digests, ends, tail.end)
-                tail.appended(len(data))
-        return Appended(written=len(fresh), repeated=rows.num_rows - len(fresh))
+        known = self._prepared(rows.schema)
+        records = list(known.encoder.records(rows))
+        group = self._write(known, [_Request(records, list(map(lines.key, records)), _NONE)])
+        (result,) = group.outcomes
+        if isinstance(result, ConflictError):
+            raise result
+        return Appended(written=rows.num_rows - len(result), repeated=len(result))
 
     def catch_up(self) -> None:
         """Read what others appended, so that the next append has less to do."""
+        self._disk.trusted()
         with self._caught_up():
             pass
 
     def known(self, wanted: Sequence[str]) -> pa.Table:
         """The rows of the tail that have one of these ids, in the order of the ids."""
         found: dict[bytes, pa.Table] = {}
-        # A lone surrogate is no error here: no row has such an id.
-        keys = list(dict.fromkeys(key.encode("utf-8", "surrogatepass") for key in wanted))
-        with self._caught_up():
-            for fingerprint, tail in self._written.tails.items():
-                entries = self._written.consumers[fingerprint].entries
-                places = {key: _ENTRY.unpack(entries[key]) for key in keys if key in entries}
-                if places:
-                    with tail.open(os.O_RDONLY) as file:
-                        for key, (_, offset, length) in places.items():
-                            record = os.pread(file, length, offset)
-                            found[key] = lines.decode(record, tail.schema)
+        keys = list(dict.fromkeys(map(lines.key_of, wanted)))
+        seen = _Seen()
+        with self._caught_up() as files:
+            for key in keys:
+                for name, index in files.consumers.items():
+                    if key in index.places and key not in found:
+                        record = seen.record(files.tails[name], index.places[key])
+                        found[key] = _decoded(record, files.tails[name].schema)
+        seen.sync(self._disk)
         columns = shape.union([table.schema for table in found.values()])
         tables = [shape.aligned(found[key], columns) for key in keys if key in found]
         return pa.concat_tables([columns.empty_table(), *tables])
 
     def tables(self) -> list[pa.Table]:
         """All rows, one table for each file, that of the current file last."""
-        with locked(self._lock, shared=True):
-            self._read.look()
-            for tail in self._read.tails.values():
-                with tail.open(os.O_RDONLY) as file:
-                    tail.follow(file)
-        return [self._read.consumers[fingerprint].table for fingerprint in self._read.tails]
+        with self._lock.held(shared=True):
+            self._fork()
+            self._read.follow()
+            return [self._read.consumers[name].table for name in self._read.tails]
+
+    def portions(self, before: datetime, limit: int = LIMIT) -> list[Portion]:
+        """Of each file the first rows, `limit` at most, as far as all were recorded `before`."""
+        with self._lock.held(shared=True):
+            self._fork()
+            self._fronts.follow()
+            fronts = {name: Stretch.of(tail) for name, tail in self._fronts.tails.items()}
+        portions = [front.portion(name, before, limit) for name, front in fronts.items()]
+        return [portion for portion in portions if portion is not None]
+
+    def cut(self, portion: Portion, keep: pa.Table | None = None) -> bool:
+        """Cut the portion off, durably; rows of `keep` take its place.
+
+        False where the file does not begin with the portion any more. Raises JournalError when
+        the file stays as it was.
+        """
+        kept = lines.encode(keep) if keep is not None else b""
+        with self._cutting.held():
+            with self._lock.held(shared=True):
+                self._fork()
+                self._fronts.follow()
+                tail = self._fronts.tails.get(portion.fingerprint)
+                front = Stretch.of(tail) if tail is not None else None
+            if front is None or not front.begins_with(portion):
+                return False
+            cut = Cut(front, portion, kept, self._disk)
+            with self._lock.held():
+                self._fronts.follow()
+                tail = self._fronts.tails.get(portion.fingerprint)
+                torn = tail.follow() if tail is not None else 0
+                if tail is None or not cut.replace(tail):
+                    return False
+                if torn:  # it stayed behind
+                    self._torn(tail.path, torn)
+                self._fronts.follow()
+                self._fronts.discard(portion.fingerprint, self._disk)
+        return True
+
+    def _begin(self) -> None:
+        self._written = Files(self._folder, Index, flags=os.O_RDWR | os.O_APPEND)
+        self._read = Files(self._folder, Rows)
+        self._fronts = Files(self._folder, Nothing)
+
+    def _fork(self) -> None:
+        """In a forked child what is in memory may be half done: begin anew."""
+        if self._generation != self._lock.generation:
+            self._generation = self._lock.generation
+            self._begin()
+
+    def _prepared(self, columns: pa.Schema) -> _Columns:
+        known = self._columns
+        if known is None or not (known.given is columns or known.given.equals(columns)):
+            known = self._columns = _Columns(columns)
+        return known
 
     @contextmanager
-    def _caught_up(self) -> Iterator[str | None]:
-        """Hold the lock with every file read to its end and mended; gives the current schema."""
-        with locked(self._lock):
-            current = self._written.look()
-            for tail in self._written.tails.values():
-                with tail.open(os.O_RDWR) as file:
-                    torn = tail.follow(file)
-                    if torn:
-                        self._disk.cut(file, tail.end, tail.path)
-                        self._torn(tail.path, torn)
-            yield current
+    def _caught_up(self) -> Iterator[Files[Index]]:
+        """Hold the lock with every file read to its end and mended."""
+        with self._lock.held():
+            self._fork()
+            self._written.follow(self._mend)
+            yield self._written
 
-    def _fresh(self, known: Sequence[bytes], digests: Sequence[bytes]) -> list[int]:
-        """Positions of the rows that are new; raises ConflictError for the first that differs."""
-        files = [index.entries for index in self._written.consumers.values()]
-        here: dict[bytes, bytes] = {}
-        fresh = []
-        for row, (key, digest) in enumerate(zip(known, digests, strict=True)):
-            entry = here.get(key) or next((f[key] for f in files if key in f), None)
-            if entry is None:
-                here[key] = digest
-                fresh.append(row)
-            elif entry[:8] != digest:
-                raise ConflictError(
-                    "the prediction_id is known with other features or another time.",
-                    row=row,
-                    hint="Give each row an id of its own.",
-                )
-        return fresh
+    def _mend(self, tail: Tail, torn: int) -> None:
+        self._disk.cut(tail.file.file, tail.place(tail.end), tail.path)
+        self._torn(tail.path, torn)
 
-    def _ready(self, columns: shape.Shape, current: str | None) -> str:
-        """Make sure that there is a file for these columns; a file of others is set aside.
+    def _write(self, columns: _Columns, requests: Sequence[_Request]) -> _Group:
+        """Write what is new, and return when all of it and all that is repeated is durable."""
+        self._disk.trusted()
+        with self._caught_up() as files:
+            group = _Group(columns, files)
+            for request in requests:
+                group.take(request)
+            if group.pending:
+                records = list(group.pending.values())
+                tail = files.ready(columns.shape, self._disk)
+                data = b"".join(records)
+                self._disk.write(tail.file.file, data, tail.place(tail.end), tail.path)
+                index = files.consumers[columns.fingerprint]
+                index.note(group.pending, list(map(len, records)), tail.end)
+                tail.appended(len(data))
+                group.seen.note(tail, tail.end)
+        group.seen.sync(self._disk)
+        return group
 
-        Columns that were set aside before go on in their own file, so that two workers which
-        serve different releases for a moment do not push each other's file away.
-        """
-        fingerprint = columns.fingerprint
-        if fingerprint in self._written.tails:
-            return fingerprint
-        if current is not None:
-            old = self._written.tails[current].schema
-            aside = self._folder / f"predictions.{current}.csv"
-            self._disk.replace(aside.with_suffix(".schema.json"), shape.Shape(old).to_json())
-            self._disk.move(self._written.current, aside)
-        # The schema first: a file without one could not be read after a crash between the two.
-        self._disk.replace(self._folder / "predictions.schema.json", columns.to_json())
-        self._disk.replace(self._written.current, lines.header(columns.columns))
-        self._written.look()
-        return fingerprint
+
+class _Seen:
+    """Which files an answer rests on, and up to where: that much must be durable before it."""
+
+    def __init__(self) -> None:
+        self._files: dict[Opened, tuple[int, Path]] = {}
+
+    def note(self, tail: Tail, end: int) -> None:
+        before, _ = self._files.get(tail.file, (0, tail.path))
+        self._files[tail.file] = max(before, end), tail.path
+
+    def record(self, tail: Tail, place: int) -> bytes:
+        offset, length = located(place)
+        self.note(tail, offset + length)
+        return tail.read(offset, length)
+
+    def sync(self, disk: Disk) -> None:
+        for opened, (end, path) in self._files.items():
+            disk.sync(opened, end, path)
+
+
+class _Group:
+    """Requests that are written together, taken one after another under the lock."""
+
+    def __init__(self, columns: _Columns, files: Files[Index]) -> None:
+        self._columns = columns
+        self._files = files
+        self.pending: dict[bytes, bytes] = {}  # records to write, by key
+        self.outcomes: list[list[bytes] | ConflictError] = []  # or the records that were repeated
+        self._sizes: list[int] = []
+        self.seen = _Seen()
+
+    def take(self, request: _Request) -> None:
+        new = dict(zip(request.keys, request.records, strict=True))
+        self._sizes.append(len(request.keys))
+        # Of two views the shorter one is gone through.
+        known: list[Collection[bytes]] = [self.pending.keys()]
+        known += [index.places.keys() for index in self._files.consumers.values()]
+        if len(new) == len(request.keys) and all(map(new.keys().isdisjoint, known)):
+            self.pending.update(new)
+            self.outcomes.append([])
+            return
+        try:
+            self.outcomes.append(self._sorted_out(request))
+        except ConflictError as error:
+            self.outcomes.append(error)
+
+    def _sorted_out(self, request: _Request) -> list[bytes]:
+        """Take what is new; return the recorded rows of the rest."""
+        new: dict[bytes, bytes] = {}
+        repeated = []
+        for row, (key, record) in enumerate(zip(request.keys, request.records, strict=True)):
+            before = new.get(key) or self.pending.get(key)
+            before = before or self._recorded(key, row)
+            if before is None:
+                new[key] = record
+                continue
+            timed = key not in request.untimed
+            if not _same(before, record, self._columns.given, timed=timed):
+                raise _conflict(row)
+            repeated.append(before)
+        self.pending.update(new)
+        return repeated
+
+    def _recorded(self, key: bytes, row: int) -> bytes | None:
+        for name, index in self._files.consumers.items():
+            place = index.places.get(key)
+            if place is not None:
+                if name != self._columns.fingerprint:
+                    raise _conflict(row)  # other features
+                return self.seen.record(self._files.tails[name], place)
+        return None
+
+    def results(self, columns: pa.Schema) -> list[Committed | ConflictError]:
+        """What became of each request."""
+        lists = [outcome for outcome in self.outcomes if isinstance(outcome, list)]
+        recorded = _decoded(b"".join(record for found in lists for record in found), columns)
+        results: list[Committed | ConflictError] = []
+        start = 0
+        for outcome, size in zip(self.outcomes, self._sizes, strict=True):
+            if isinstance(outcome, ConflictError):
+                results.append(outcome)
+            elif not outcome:
+                results.append(Committed(size, 0))
+            else:
+                count = len(outcome)
+                rows = recorded.slice(start, count)
+                results.append(Committed(size - count, count, rows))
+                start += count
+        return results
+
+
+def _conflict(row: int) -> ConflictError:
+    return ConflictError(
+        "the prediction_id is known with other features or another time.",
+        row=row,
+        hint="Give each row an id of its own.",
+    )
+
+
+def _same(one: bytes, other: bytes, columns: pa.Schema, *, timed: bool) -> bool:
+    try:
+        return same(one, other, columns, timed=timed)
+    except pa.ArrowInvalid:
+        raise _misfit() from None
+
+
+def _decoded(records: bytes, columns: pa.Schema) -> pa.Table:
+    try:
+        return lines.decode(records, columns)
+    except pa.ArrowInvalid:
+        raise _misfit() from None
+
+
+def _misfit() -> JournalError:
+    return JournalError(
+        "a recorded row does not fit its columns.",
+        hint="Was a file of the journal edited? Restore it from a copy, or move it aside.",
+    )

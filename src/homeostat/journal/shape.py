@@ -93,6 +93,23 @@ def conformed(rows: pa.Table) -> pa.Table:
     return table
 
 
+def checked(columns: pa.Schema) -> None:
+    """Raises JournalError for what are not the system's columns, and then features, in the
+    journal's types.
+    """
+    fields = [(field.name, field.type) for field in columns]
+    kinds = {field.name: field.type for field in columns}
+    if (
+        fields[: len(SYSTEM)] != list(SYSTEM.items())
+        or len(fields) == len(SYSTEM)
+        or len(kinds) < len(fields)
+        or not all(str(kind) in _KINDS for _, kind in fields[len(SYSTEM) :])
+    ):
+        raise JournalError(
+            "these are not the columns of a journal.", hint="See Schema.journal for them."
+        )
+
+
 def labels(rows: pa.Table) -> pa.Table:
     """The columns of `LABELS`. Raises JournalError, also where a label is no text: how a number
     is written is for `Target.text` to say.
