@@ -1,0 +1,267 @@
+"""Any order of predictions, labels, deaths in the middle of a record, and restarts, by two servers
+on one folder, held against a model of the journal that is a dict.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from fault_fixtures import plain_labels, plain_rows, row_of
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from serving_fixtures import AT, objects, promote
+
+from homeostat.errors import ConflictError
+from homeostat.journal import FileJournal
+from homeostat.predictor import Predictor
+from homeostat.release import FileReleases
+from homeostat.settings import Serving
+from homeostat.testing import FakeClock
+
+HOUR = timedelta(hours=1)
+ANSWER = ("prediction", "probability", "model_version")
+
+wanted = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": st.sampled_from([None, *(f"id-{n}" for n in range(6))]),
+            "content": st.sampled_from(["one", "one", "one", "two"]),
+            "hour": st.sampled_from([None, None, 0, 5, -5]),
+        }
+    ),
+    min_size=1,
+    max_size=4,
+)
+told = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": st.sampled_from(["early", *(f"id-{n}" for n in range(6))]),
+            "label": st.integers(0, 1),
+            "hour": st.sampled_from([None, 0, 5, -5]),
+        }
+    ),
+    min_size=1,
+    max_size=3,
+)
+servers = st.integers(0, 1)
+
+
+class Serve(RuleBasedStateMachine):
+    """The model: rows by id with content, time and answer; versions of labels by id."""
+
+    releases: FileReleases  # of a folder that all examples share
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp())
+        self.logs = self.root / "data" / "logs"
+        self.clock = FakeClock(AT)
+        self.rows: dict[str, tuple[dict, datetime, dict]] = {}
+        self.labels: dict[str, list[tuple[str, datetime]]] = {}
+        self.servers = [self.started(), self.started()]
+
+    def started(self) -> Predictor:
+        server = Predictor(
+            self.releases,
+            FileJournal(self.logs, clock=self.clock),
+            self.clock,
+            serving=Serving(max_skew=None),
+        )
+        server.refresh()
+        server.check()
+        return server
+
+    def teardown(self) -> None:
+        self.the_journal_holds_the_model(FileJournal(self.logs))
+        shutil.rmtree(self.root)
+
+    # --- what may happen ---
+
+    @rule(server=servers, asked=wanted)
+    def predict(self, server, asked):
+        requested, fits = self.requested(asked)
+        try:
+            answers = self.servers[server].predict(requested)
+        except ConflictError:
+            assert not fits
+            return
+        assert fits
+        self.remember(requested, answers)
+
+    @rule(server=servers, items=told)
+    def feedback(self, server, items):
+        counts = self.servers[server].feedback(self.said(items))
+        written, changed = self.versions(items)
+        repeated = len(items) - written
+        assert counts == {"accepted": written, "repeated": repeated, "changed": changed}
+
+    @rule(server=servers, asked=wanted, share=st.floats(0, 1))
+    def die_while_predicting(self, server, asked, share):
+        """The record, or the first of them, may be whole: then it counts, though nobody knows."""
+        requested, fits = self.requested(asked)
+        if not fits:
+            return
+        before = self.sizes()
+        answers = self.servers[server].predict(requested)
+        self.tear(before, share)
+        left = {row["prediction_id"] for row in plain_rows_whole(self.logs)}
+        kept = [
+            (row, answer)
+            for row, answer in zip(requested, answers, strict=True)
+            if answer["prediction_id"] in left
+        ]
+        self.remember([row for row, _ in kept], [answer for _, answer in kept])
+        self.servers[server] = self.started()
+
+    @rule(server=servers, items=told, share=st.floats(0, 1))
+    def die_while_taking_labels(self, server, items, share):
+        before, known = self.sizes(), {n: len(v) for n, v in self.labels.items()}
+        self.servers[server].feedback(self.said(items))
+        self.versions(items)
+        self.tear(before, share)
+        self.servers[server] = self.started()
+        left = plain_labels(self.logs)
+        for name in {item["name"] for item in items}:
+            self.labels[name] = self.labels[name][: len(left.get(name, []))]
+            assert len(self.labels[name]) >= known.get(name, 0)
+
+    @rule(server=servers)
+    def restart(self, server):
+        self.servers[server] = self.started()
+
+    @rule(hours=st.sampled_from([1, 7, 24, -1]))
+    def let_time_pass(self, hours):
+        self.clock.set(self.clock.now() + hours * HOUR)
+
+    @precondition(lambda self: self.rows)
+    @rule()
+    def read(self):
+        self.the_journal_holds_the_model(FileJournal(self.logs))
+
+    # --- the model ---
+
+    def requested(self, asked) -> tuple[list[dict], bool]:
+        """The rows of a request, and whether it fits what is known."""
+        requested, fits = [], True
+        here: dict[str, tuple[dict, datetime]] = {}
+        for one in asked:
+            features, name = row_of(one["content"]), one["name"]
+            when = None if one["hour"] is None else AT + one["hour"] * HOUR
+            row = {**features, "occurred_at": when and when.isoformat(), "prediction_id": name}
+            requested.append({key: value for key, value in row.items() if value is not None})
+            requested[-1] |= {key: features[key] for key in features}
+            if name is None:
+                continue
+            content = features, when or self.clock.now()
+            fits &= here.setdefault(name, content) == content
+            if name in self.rows:
+                known, at, _ = self.rows[name]
+                fits &= known == features and when in (None, at)
+        return requested, fits
+
+    def remember(self, requested, answers) -> None:
+        for row, answer in zip(requested, answers, strict=True):
+            name = answer["prediction_id"]
+            assert row.get("prediction_id", name) == name
+            features = {key: row[key] for key in row_of("")}
+            given = row.get("occurred_at")
+            when = datetime.fromisoformat(given) if given else self.clock.now()
+            first = self.rows.setdefault(name, (features, when, answer))
+            assert first[2] == answer
+
+    def said(self, items) -> list[dict]:
+        """The labels as a client sends them."""
+        times = [None if i["hour"] is None else AT + i["hour"] * HOUR for i in items]
+        return [
+            {"prediction_id": item["name"], "label": item["label"]}
+            | ({"labelled_at": when.isoformat()} if when else {})
+            for item, when in zip(items, times, strict=True)
+        ]
+
+    def versions(self, items) -> tuple[int, int]:
+        """Take the labels into the model; how many are versions, and how many replace one."""
+        written = changed = 0
+        for item in items:
+            known = self.labels.setdefault(item["name"], [])
+            if not known or known[-1][0] != str(item["label"]):
+                when = self.clock.now() if item["hour"] is None else AT + item["hour"] * HOUR
+                written += 1
+                changed += bool(known)
+                known.append((str(item["label"]), when))
+        return written, changed
+
+    # --- the files ---
+
+    def sizes(self) -> dict[Path, int]:
+        return {path: path.stat().st_size for path in self.logs.glob("*.csv")}
+
+    def tear(self, before, share) -> None:
+        """Cut what the last call added to a file, at any byte of it."""
+        for path, size in self.sizes().items():
+            first = len(path.read_bytes().partition(b"\n")[0]) + 1
+            start = before.get(path, first)  # a file is made with its first line, at once
+            with path.open("r+b") as file:
+                file.truncate(start + round(share * (size - start)))
+
+    def the_journal_holds_the_model(self, journal) -> None:
+        back = journal.read()
+        rows = {row["prediction_id"]: row for row in back.to_pylist()}
+        assert len(rows) == back.num_rows
+        assert set(rows) == set(self.rows)
+        keys = [(row["occurred_at"], name) for name, row in rows.items()]
+        assert keys == sorted(keys)
+        for name, (features, when, answer) in self.rows.items():
+            row = rows[name]
+            assert {key: row[key] for key in features} == features
+            assert row["occurred_at"] == when
+            assert (int(row["prediction"]), row["probability"], row["model_version"]) == tuple(
+                answer[key] for key in ANSWER
+            )
+        for as_of in (None, AT, AT + 2 * HOUR, self.clock.now()):
+            read = journal.read(as_of=as_of).to_pylist()
+            for row in read:
+                known = [
+                    (label, when)
+                    for label, when in self.labels.get(row["prediction_id"], [])
+                    if as_of is None or when <= as_of
+                ]
+                assert (row["label"], row["labelled_at"]) == (known[-1] if known else (None, None))
+
+
+def plain_rows_whole(logs) -> list[dict]:
+    """The rows of the plain files without what is torn, which a fresh journal cuts off."""
+    FileJournal(logs).catch_up()
+    return plain_rows(logs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def releases(tmp_path_factory):
+    root = tmp_path_factory.mktemp("releases")
+    promote(root, objects(seed=0))
+    Serve.releases = FileReleases(root / "models")
+
+
+def fixed(examples: int, steps: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps"),
+    [(25, 20), pytest.param(1_000, 40, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
+)
+def test_no_order_of_events_tells_the_journal_from_its_model(examples, steps):
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(Serve, settings=fixed(examples, steps))
