@@ -147,6 +147,7 @@ class TestPredict:
         for row in ({**ROW, "amount": "x"}, {**ROW, "surname": 1}, {}):
             with pytest.raises(RowError):
                 predictor.predict([row])
+        predictor.flush()
         hour = Window(clock.now() - timedelta(hours=1), clock.now() + timedelta(hours=1))
         assert journal.refused(hour) == {
             "wrong_type:amount": 1,

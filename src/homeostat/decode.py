@@ -42,15 +42,27 @@ _PROBLEMS = {
 class Batch:
     """The checked rows of one request, each id once."""
 
-    asked: tuple[str, ...]  # the id of each row of the request, in its order
-    places: Mapping[str, int]  # id → its first row in the request
-    occurred: tuple[datetime, ...]  # event time of each distinct row, in the order of `places`
-    columns: Mapping[str, Sequence[Any]]  # feature → values of the distinct rows
+    asked: Sequence[str]  # the id of each row of the request, in its order
+    ids: Sequence[str]  # the distinct ones
+    times: Sequence[str]  # event time of each distinct row, as `stamp` writes it
+    columns: Sequence[Sequence[Any]]  # of the distinct rows, one per feature of the schema
     untimed: frozenset[str] = frozenset()  # ids that the client gave without a time
 
-    @property
-    def ids(self) -> list[str]:
-        return list(self.places)
+
+def stamp(when: datetime) -> str:
+    """An aware time as the journal writes it: UTC, microseconds."""
+    return utc(when).replace(tzinfo=None).isoformat(" ", "microseconds") + "Z"
+
+
+def read(body: bytes, *, nan: bool = False) -> Json:
+    """A body as JSON; `nan` takes the literals NaN and Infinity, which some clients write.
+
+    Raises RowError `not_json`, `duplicate_key`, or `not_finite`.
+    """
+    try:
+        return jiter.from_json(body, allow_inf_nan=nan, catch_duplicate_keys=True)
+    except ValueError as error:
+        raise _unreadable(str(error)) from None
 
 
 def parse(body: bytes, *, max_rows: int) -> tuple[list[dict[str, Json]], bool]:
@@ -60,10 +72,7 @@ def parse(body: bytes, *, max_rows: int) -> tuple[list[dict[str, Json]], bool]:
     `not_finite` for an integer too long to be read. NaN, Infinity, lone surrogates and bytes that
     are not UTF-8 are not JSON.
     """
-    try:
-        value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
-    except ValueError as error:
-        raise _unreadable(str(error)) from None
+    value = read(body)
     rows = value if isinstance(value, list) else [value]
     if not rows:
         raise RowError("no_rows", "the array is empty.", hint="Send one row at least.")
@@ -108,38 +117,34 @@ def rows(
     in the request with different content.
     """
     features = [dict(row) for row in requested]
-    asked, occurred, untimed = [], [], set()
+    asked, times, untimed = [], [], set()
     for index, row in enumerate(features):
         given = row.pop("prediction_id", None)
-        asked.append(make_id() if given is None else _identity(given, index))
+        asked.append(make_id() if given is None else identity(given, index))
         when = row.pop("occurred_at", None)
         if given is not None and when is None:
             untimed.add(given)
-        occurred.append(now if when is None else _event_time(when, index, now, max_skew))
+        times.append(stamp(now if when is None else event_time(when, index, now, max_skew)))
     columns = schema.check(features)
+    # A schema of no features has no columns to turn.
+    values = list(zip(*columns.values(), strict=True)) or [()] * len(asked)
     places: dict[str, int] = {}
     for index, name in enumerate(asked):
         first = places.setdefault(name, index)
-        if first != index and _content(columns, occurred, first) != _content(
-            columns, occurred, index
-        ):
+        if (times[first], values[first]) != (times[index], values[index]):
             raise ConflictError(
                 "a prediction_id stands twice in the request with different content.",
                 row=index,
                 hint="Give every prediction an id of its own.",
             )
-    kept = tuple(places.values())
+    kept = list(places.values())
     return Batch(
-        tuple(asked),
-        places,
-        tuple(occurred[i] for i in kept),
-        {name: [values[i] for i in kept] for name, values in columns.items()},
+        asked,
+        list(places),
+        [times[i] for i in kept],
+        [[column[i] for i in kept] for column in columns.values()],
         frozenset(untimed),
     )
-
-
-def _content(columns: Mapping[str, Sequence[Any]], occurred: Sequence[datetime], row: int) -> Any:
-    return occurred[row], [values[row] for values in columns.values()]
 
 
 def labels(
@@ -176,7 +181,7 @@ def _label(
     for name in ("prediction_id", "label"):
         if name not in item:
             raise RowError("missing_field", f"{name!r} is missing.", field=name, row=index)
-    identity = _identity(item["prediction_id"], index)
+    known = identity(item["prediction_id"], index)
     try:
         label = target.text(item["label"])
     except SchemaError as error:
@@ -187,10 +192,11 @@ def _label(
     when = now if given is None else _moment(given, "labelled_at", index)
     if max_skew is not None and when - now > max_skew:
         raise _skewed("labelled_at", index, max_skew)
-    return {"prediction_id": identity, "label": label, "labelled_at": when}
+    return {"prediction_id": known, "label": label, "labelled_at": when}
 
 
-def _identity(value: Json, row: int) -> str:
+def identity(value: Json, row: int) -> str:
+    """A client's id of a prediction; raises RowError `bad_id`."""
     if isinstance(value, str) and 1 <= len(value) <= MAX_ID and not _CONTROL.search(value):
         return value
     raise RowError(
@@ -201,7 +207,8 @@ def _identity(value: Json, row: int) -> str:
     )
 
 
-def _event_time(value: Json, row: int, now: datetime, max_skew: timedelta | None) -> datetime:
+def event_time(value: Json, row: int, now: datetime, max_skew: timedelta | None) -> datetime:
+    """A client's `occurred_at`, in UTC; raises RowError `bad_time` or `time_skew`."""
     when = _moment(value, "occurred_at", row)
     if max_skew is not None and abs(when - now) > max_skew:
         raise _skewed("occurred_at", row, max_skew)

@@ -103,8 +103,20 @@ class TrainingError(HomeostatError):
     """The user's code did not yield an estimator that can be released."""
 
 
+class TwinError(HomeostatError):
+    """A model cannot become an ONNX graph, or the graph does not answer as the model does."""
+
+
 class UnavailableError(HomeostatError):
     """No verified champion is loaded, so nothing can be predicted."""
+
+
+class BusyError(HomeostatError):
+    """More waits than can be answered in time; `code` is `busy`, or `timeout` for what waited."""
+
+    def __init__(self, code: str, message: str, *, hint: str = "Try again later.") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
 
 
 def cause(error: BaseException) -> str:

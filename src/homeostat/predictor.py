@@ -7,20 +7,19 @@ the pointer moves, and the counts of what it did since it started.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import structlog
-import uuid_utils
 
 from homeostat import decode
+from homeostat.answer import Answer, Answerer, recalled
 from homeostat.champion import Champion, load
 from homeostat.contracts import Clock, Journal, Releases
 from homeostat.errors import (
@@ -30,14 +29,13 @@ from homeostat.errors import (
     RowError,
     UnavailableError,
 )
-from homeostat.records import Appended, Json, Refusal
-from homeostat.schema import RESERVED, TIMESTAMP, Schema, Target
+from homeostat.reader import new_id
+from homeostat.records import Committed, Entry, Json, Refusal
+from homeostat.schema import RESERVED, Schema
 from homeostat.settings import Serving
 
 PATIENCE = 64  # looks that are skipped, at most, before a release that failed is tried again
 RECOVERY = timedelta(seconds=5)  # after which a journal that failed is given traffic again
-_KEY = ("prediction_id", "occurred_at")
-_ANSWER = ("prediction_id", "prediction", "probability", "probabilities", "model_version")
 
 _log = structlog.get_logger("homeostat.predictor")
 _NEVER = object()
@@ -49,14 +47,27 @@ class WatchedReleases(Releases, Protocol):
         ...
 
 
-class RecallingJournal(Journal, Protocol):
-    def known(self, ids: Sequence[str]) -> pa.Table:
-        """The recorded rows of these ids, as far as the tail of the journal holds them."""
+class ServingJournal(Journal, Protocol):
+    def commit(
+        self, columns: pa.Schema, entries: Sequence[Entry]
+    ) -> Sequence[Committed | ConflictError]:
+        """Write the rows of all entries at once; what became of each. Raises JournalError, and
+        then nothing may be answered.
+        """
         ...
 
     def catch_up(self) -> None:
         """Get ready for an append. Raises `JournalError` when it could not be written."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request whose rows were checked, with the champion that is to answer it."""
+
+    answerer: Answerer
+    batch: decode.Batch
+    single: bool = False  # one object was sent, rather than an array
 
 
 class Predictor:
@@ -68,7 +79,7 @@ class Predictor:
     def __init__(
         self,
         releases: WatchedReleases,
-        journal: RecallingJournal,
+        journal: ServingJournal,
         clock: Clock,
         *,
         serving: Serving,
@@ -77,7 +88,7 @@ class Predictor:
         self._journal = journal
         self._clock = clock
         self._serving = serving
-        self._champion: Champion | None = None
+        self._answerer: Answerer | None = None
         self._failure: str | None = None
         self._unwritable: datetime | None = None
         self._mark: object = _NEVER
@@ -85,11 +96,12 @@ class Predictor:
         self._refreshing = threading.Lock()
         self._counting = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._refused: Counter[Refusal] = Counter()
 
     @property
     def champion(self) -> Champion | None:
         """What answers now; None before the first verified release."""
-        return self._champion
+        return self._answerer.champion if self._answerer else None
 
     @property
     def failure(self) -> str | None:
@@ -115,34 +127,54 @@ class Predictor:
         with self._writing():
             self._journal.catch_up()
 
-    def predict(self, rows: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
+    def ask(self, body: bytes) -> Asked:
+        """The rows of a request's body, checked.
+
+        Raises RowError or ConflictError when any row is refused, UnavailableError without a
+        champion.
+        """
+        answerer = self._require()
+        with self._refusing(answerer.schema):
+            batch = answerer.reader.read(body, self._clock.now())
+            if batch is not None:
+                return Asked(answerer, batch, single=body[:1] != b"[")
+            rows, single = decode.parse(body, max_rows=self._serving.max_rows)
+            return Asked(answerer, self._batch(rows, answerer.schema), single)
+
+    def asked(self, rows: Sequence[Mapping[str, Json]]) -> Asked:
+        """Rows that are objects already, checked; raises as `ask` does."""
+        answerer = self._require()
+        with self._refusing(answerer.schema):
+            return Asked(answerer, self._batch(rows, answerer.schema))
+
+    def answer(self, waiting: Sequence[Asked]) -> list[list[Answer] | HomeostatError]:
+        """For each request one answer per row, in order, each journalled before this returns.
+
+        All requests are scored, written and synced together. An id that the journal knows with
+        the same content is answered as it was answered first. What refuses a request stands in
+        the place of its answers: ConflictError, RowError where the model fails on its rows,
+        JournalError for all when nothing can be written.
+        """
+        results: dict[int, list[Answer] | HomeostatError] = {}
+        groups: dict[int, list[int]] = {}
+        for place, asked in enumerate(waiting):
+            groups.setdefault(id(asked.answerer), []).append(place)
+        for places in groups.values():
+            found = self._together([waiting[place] for place in places])
+            results.update(zip(places, found, strict=True))
+        return [results[place] for place in range(len(waiting))]
+
+    def predict(self, rows: Sequence[Mapping[str, Json]]) -> list[Answer]:
         """One answer per row, in order, each journalled before this returns.
 
         A row is a flat object of the champion's features, with `prediction_id` and `occurred_at`
-        if the client likes. An id that the journal knows with the same content is answered as it
-        was answered first. Raises RowError or ConflictError, with no row recorded, when any row
+        if the client likes. Raises RowError or ConflictError, with no row recorded, when any row
         is refused; UnavailableError without a champion; JournalError when nothing can be written.
         """
-        champion = self._require()
-        with self._refusing(champion.schema):
-            batch = decode.rows(
-                rows,
-                champion.schema,
-                now=self._clock.now(),
-                max_skew=self._serving.max_skew,
-                make_id=lambda: str(uuid_utils.uuid7()),
-            )
-            table = self._score(champion, batch)
-            with self._writing():
-                appended = self._append(table, batch)
-        unseen = champion.schema.unseen(batch.columns)
-        self._count({("unseen", name): count for name, count in unseen.items()})
-        self._count({("predictions", ""): appended.written, ("repeated", ""): appended.repeated})
-        answers = _answers(table, champion.schema.target)
-        if appended.repeated:
-            with self._writing():
-                answers |= self._recorded(batch.ids, champion)
-        return [answers[name] for name in batch.asked]
+        (result,) = self.answer([self.asked(rows)])
+        if isinstance(result, HomeostatError):
+            raise result
+        return result
 
     def feedback(self, items: Sequence[Mapping[str, Json]]) -> dict[str, int]:
         """Take labels: `prediction_id`, `label`, and `labelled_at` if it is not now.
@@ -150,11 +182,11 @@ class Predictor:
         Returns how many were `accepted` (written), how many of these `changed` an earlier label,
         and how many were `repeated`. Unknown ids are kept. Raises as `predict` does.
         """
-        champion = self._require()
-        with self._refusing(champion.schema):
+        schema = self._require().schema
+        with self._refusing(schema):
             labels = decode.labels(
                 items,
-                champion.schema.target,
+                schema.target,
                 now=self._clock.now(),
                 max_skew=self._serving.max_skew,
             )
@@ -169,16 +201,36 @@ class Predictor:
         return result
 
     def refuse(self, error: RowError | ConflictError, schema: Schema | None = None) -> None:
-        """Count and journal one refusal. Names that are no column of the model are left out,
-        since a client may put anything into a name.
+        """Count one refusal; `flush` journals it. Names that are no column of the model are left
+        out, since a client may put anything into a name.
         """
         code = error.code if isinstance(error, RowError) else "conflict"
         name = error.field if isinstance(error, RowError) else None
         known = RESERVED | (set(schema.names) if schema is not None else set())
-        self._count({("refused", code): 1})
-        with self._writing():
-            refusal = Refusal(code, name if name in known else None)
-            self._journal.reject([refusal], self._clock.now())
+        refusal = Refusal(code, name if name in known else None)
+        with self._counting:
+            self._counts["refused", code] += 1
+            if refusal.field is not None:
+                self._counts["refused_columns", refusal.field] += 1
+            if code == "conflict":
+                self._counts["conflicts", ""] += 1
+            self._refused[refusal] += 1
+
+    def flush(self) -> None:
+        """Journal the refusals that were counted since the last time. Raises JournalError; they
+        are counted on then.
+        """
+        with self._counting:
+            refused, self._refused = self._refused, Counter()
+        if not refused:
+            return
+        try:
+            with self._writing():
+                self._journal.reject(list(refused.elements()), self._clock.now())
+        except JournalError:
+            with self._counting:
+                self._refused.update(refused)
+            raise
 
     def refresh(self) -> bool:
         """Follow the pointer if it moved; whether another release answers from now on.
@@ -193,16 +245,19 @@ class Predictor:
                 if mark == self._mark and not self._due():
                     return False
                 self._mark = mark
-                champion = load(self._releases, self._champion)
+                present = self.champion
+                champion = load(self._releases, present)
+                # All that is made for a release is made before it answers.
+                answerer = Answerer(champion, self._serving) if champion else None
             except Exception as error:  # noqa: BLE001 - fails closed: the present champion stays
                 self._fail(error)
                 return False
             self._failure = None
             self._skip = self._backoff = 0
             moved = champion is not None and (
-                self._champion is None or champion.release.id != self._champion.release.id
+                present is None or champion.release.id != present.release.id
             )
-            self._champion = champion
+            self._answerer = answerer
             if moved and champion is not None:
                 _log.info("serving", release=champion.release.short)
             return moved
@@ -223,71 +278,88 @@ class Predictor:
         self._skip = self._backoff
         self._count({("refresh_failures", ""): 1})
 
-    def _require(self) -> Champion:
-        if self._champion is None:
+    def _require(self) -> Answerer:
+        if self._answerer is None:
             raise UnavailableError(
                 self._failure or "there is no released model yet.", hint="Run homeostat train."
             )
-        return self._champion
+        return self._answerer
 
-    def _score(self, champion: Champion, batch: decode.Batch) -> pa.Table:
-        """The rows of the journal, with the champion's answers."""
-        features = champion.schema.table(batch.columns)
+    def _batch(self, rows: Sequence[Mapping[str, Json]], schema: Schema) -> decode.Batch:
+        return decode.rows(
+            rows, schema, now=self._clock.now(), max_skew=self._serving.max_skew, make_id=new_id
+        )
+
+    def _together(self, waiting: Sequence[Asked]) -> list[list[Answer] | HomeostatError]:
+        """The results of requests to the same champion."""
+        answerer = waiting[0].answerer
         try:
-            scores = champion.scorer.score(features)
+            made = self._scored(answerer, waiting)
+        except RowError as error:
+            if len(waiting) > 1:  # one of them is to blame, and the others need not suffer
+                return [result for asked in waiting for result in self._together([asked])]
+            self.refuse(error)
+            return [error]
+        try:
+            with self._writing():
+                entries = [entry for entry, _ in made]
+                committed = self._journal.commit(answerer.schema.journal, entries)
+                results = [
+                    self._told(asked, answers, end)
+                    for asked, (_, answers), end in zip(waiting, made, committed, strict=True)
+                ]
+        except JournalError as error:
+            return [error] * len(waiting)
+        kept = [
+            asked.batch
+            for asked, end in zip(waiting, committed, strict=True)
+            if isinstance(end, Committed)
+        ]
+        if kept:
+            self._count(answerer.counts(kept))
+        return results
+
+    def _scored(
+        self, answerer: Answerer, waiting: Sequence[Asked]
+    ) -> list[tuple[Entry, list[Answer]]]:
+        batches = [asked.batch for asked in waiting]
+        try:
+            return answerer.answered(batches, decode.stamp(self._clock.now()), "serve")
         except Exception as error:  # noqa: BLE001 - fails closed: no answer from a failed model
             # The text of a foreign error may hold feature values, so its type must do.
-            _log.error("model failed", release=champion.release.short, error=type(error).__name__)
+            release = answerer.champion.release.short
+            _log.error("model failed", release=release, error=type(error).__name__)
             raise RowError("model_failed", "the model failed on these rows.") from None
-        size = len(batch.ids)
-        system = {
-            "prediction_id": pa.array(batch.ids, pa.string()),
-            "occurred_at": pa.array(batch.occurred, TIMESTAMP),
-            "recorded_at": pa.array([self._clock.now()] * size, TIMESTAMP),
-            "model_version": [champion.release.id] * size,
-            "source": ["serve"] * size,
-        }
-        parts = (scores, features)
-        columns = {name: part.column(name) for part in parts for name in part.column_names}
-        return pa.table({**system, **columns}, schema=champion.schema.journal)
 
-    def _append(self, table: pa.Table, batch: decode.Batch) -> Appended:
-        """Journal the rows. A row that came again without a time keeps the time it was given at
-        first, so that a client which tries again is not told of a conflict.
-        """
-        try:
-            try:
-                return self._journal.append(table)
-            except ConflictError:
-                if not batch.untimed:
-                    raise
-                return self._journal.append(self._timed(table, batch.untimed))
-        except ConflictError as error:
+    def _told(
+        self, asked: Asked, answers: list[Answer], end: Committed | ConflictError
+    ) -> list[Answer] | HomeostatError:
+        """The answers to one request that was written, or the conflict that kept it out."""
+        batch = asked.batch
+        if isinstance(end, ConflictError):
             # The row's number in the request, not among its distinct rows.
-            row = None if error.row is None else list(batch.places.values())[error.row]
-            raise ConflictError(error.message, row=row, hint=error.hint) from None
+            row = None if end.row is None else batch.asked.index(batch.ids[end.row])
+            conflict = ConflictError(end.message, row=row, hint=end.hint)
+            self.refuse(conflict)
+            return conflict
+        self._count({("predictions", ""): end.written, ("repeated", ""): end.repeated})
+        if end.recorded is None and batch.asked is batch.ids:
+            return answers
+        told = dict(zip(batch.ids, answers, strict=True))
+        if end.recorded is not None:
+            for answer in self._recorded(end.recorded, asked.answerer):
+                told[answer["prediction_id"]] = answer
+        return [told[name] for name in batch.asked]
 
-    def _timed(self, table: pa.Table, untimed: frozenset[str]) -> pa.Table:
-        """The rows, those of the given ids at the times that are recorded for them."""
-        known = self._journal.known(sorted(untimed))
-        first = dict(zip(*(known.column(name).to_pylist() for name in _KEY), strict=True))
-        given = zip(*(table.column(name).to_pylist() for name in _KEY), strict=True)
-        times = [first.get(name, when) for name, when in given]
-        place = table.schema.get_field_index("occurred_at")
-        return table.set_column(place, table.schema.field(place), pa.array(times, TIMESTAMP))
-
-    def _recorded(self, ids: Sequence[str], champion: Champion) -> dict[str, dict[str, Json]]:
+    def _recorded(self, known: pa.Table, answerer: Answerer) -> list[Answer]:
         """The earlier answers to these ids; each is read with the classes of its own release."""
-        known = self._journal.known(ids).select(_ANSWER)
-        answers: dict[str, dict[str, Json]] = {}
+        targets = {answerer.champion.release.id: answerer.schema.target}
         for version in known.column("model_version").unique().to_pylist():
-            target = champion.schema.target
-            if version != champion.release.id:
+            if version not in targets:
                 release = self._releases.get(version)
-                target = Schema.from_json(self._releases.object(release, "schema")).target
-            chosen = pc.equal(known.column("model_version"), version)
-            answers |= _answers(known.filter(chosen), target)
-        return answers
+                held = self._releases.object(release, "schema")
+                targets[version] = Schema.from_json(held).target
+        return recalled(known, targets)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -315,24 +387,6 @@ class Predictor:
     def _count(self, more: Mapping[tuple[str, str], int]) -> None:
         with self._counting:
             self._counts.update(more)
-
-
-def _answers(rows: pa.Table, target: Target) -> dict[str, dict[str, Json]]:
-    """Rows of the journal as answers, by id."""
-    answers = {}
-    for row in rows.select(_ANSWER).to_pylist():
-        answer = {
-            "prediction_id": row["prediction_id"],
-            "prediction": target.value(row["prediction"]),
-        }
-        if target.task == "binary":
-            answer["probability"] = row["probability"]
-        elif target.task == "multiclass":
-            shares = json.loads(row["probabilities"])
-            answer["probabilities"] = dict(zip(target.classes, shares, strict=True))
-        answer["model_version"] = row["model_version"]
-        answers[row["prediction_id"]] = answer
-    return answers
 
 
 def _explain(error: Exception) -> str:

@@ -71,6 +71,7 @@ class Action(StrEnum):
     HOLD = "hold"
     RECALIBRATE = "recalibrate"
     RETRAIN = "retrain"
+    ADOPT = "adopt"
     ROLL_BACK = "roll_back"
     CALL = "stop_and_call"
 
@@ -185,6 +186,28 @@ class Labelled:
     written: int  # new labels and new versions of known ones
     repeated: int  # the same label again: no new version
     changed: int  # of `written`: those that differ from an earlier version
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What moving the journal's tail into history came to."""
+
+    rows: int = 0  # predictions moved
+    labels: int = 0  # versions of labels moved
+    repeated: int = 0  # predictions that history had already
+    conflicts: int = 0  # predictions left out: history has their id with other content
+    orphans: int = 0  # labels dropped, since no prediction of theirs ever came
+    expired: int = 0  # predictions removed, older than is kept
+
+    def __add__(self, other: Sealed) -> Sealed:
+        return Sealed(
+            self.rows + other.rows,
+            self.labels + other.labels,
+            self.repeated + other.repeated,
+            self.conflicts + other.conflicts,
+            self.orphans + other.orphans,
+            self.expired + other.expired,
+        )
 
 
 @dataclass(frozen=True, slots=True)

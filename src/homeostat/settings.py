@@ -104,6 +104,13 @@ class Serving(_Section):
         10_000_000, ge=1, description="Largest request body, bytes; larger ones get 413."
     )
     max_rows: int = Field(10_000, ge=1, description="Most rows in one request; more get 413.")
+    max_waiting: int = Field(
+        20_000, ge=1, description="Rows that may wait for their answers; more get 429."
+    )
+    timeout: Duration = Field(
+        timedelta(seconds=30),
+        description="Longest time for a body to arrive, and for its answer; then 503.",
+    )
     max_skew: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
         timedelta(hours=1),
         description="How far occurred_at may lie from the server's clock; 'none' lifts the bound.",
@@ -111,10 +118,36 @@ class Serving(_Section):
     watch: Duration = Field(
         timedelta(seconds=0.5), description="How often the server looks for a new release."
     )
+    log: Literal["none", "requests", "values"] = Field(
+        "none",
+        description="Requests that went well in the log: none, a line each, or with the features' "
+        "values. What was refused or failed has a line always.",
+    )
     insecure: bool = Field(
         False, description="Answer without keys on addresses that are not loopback."
     )
     keys: tuple[Key, ...] = Field((), description="API keys; `homeostat key` makes one.")
+
+
+class Journal(_Section):
+    """The journal's files."""
+
+    ack: Literal["fsync", "write"] = Field(
+        "fsync",
+        description="When a row counts as written: on the disk, or handed to the system, which "
+        "loses it if the machine stops.",
+    )
+    tail: Duration = Field(
+        timedelta(days=7),
+        description="How long rows stay in the CSV files before they move into history.",
+    )
+    orphans: Duration = Field(
+        timedelta(days=90),
+        description="How long a label waits for its prediction before it is dropped.",
+    )
+    keep: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+        None, description="Age by event time at which history forgets a row; 'none': never."
+    )
 
 
 class Labels(_Section):
@@ -243,6 +276,7 @@ class Settings(BaseSettings):
     root: Path = Field(Path(), exclude=True, description="The project's folder.")
     project: Project = Project()
     serving: Serving = Serving()
+    journal: Journal = Journal()
     labels: Labels = Labels()
     monitor: Monitor = Monitor()
     training: Training = Training()

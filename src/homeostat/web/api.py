@@ -7,8 +7,8 @@ ASGI server runs; the blocking work of an endpoint is done in the thread pool.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -26,20 +26,27 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from homeostat import decode
 from homeostat import settings as configuration
+from homeostat.answer import Answer
 from homeostat.champion import Champion
 from homeostat.errors import HomeostatError, RowError, UnavailableError
-from homeostat.predictor import Predictor
+from homeostat.group import Group
+from homeostat.predictor import Asked, Predictor
 from homeostat.records import Json
 from homeostat.settings import Settings
-from homeostat.web import errors, openapi
-from homeostat.web.guards import BodyLimit, Doorkeeper, JsonOnly
+from homeostat.web import admin, errors, invocations, logs, openapi
+from homeostat.web.front import Front
+from homeostat.web.guards import Guarded, Guards
 from homeostat.web.metrics import Measured, Metrics
 
 PATHS = frozenset(
     {
         "/",
-        "/predict",
         "/feedback",
+        "/admin/rollback",
+        "/invocations",
+        "/ping",
+        "/health",
+        "/version",
         "/model",
         "/metrics",
         "/docs",
@@ -72,9 +79,15 @@ def create_app(root: Path | str = ".") -> FastAPI:
 
 def create_app_for(predictor: Predictor, settings: Settings) -> FastAPI:
     """The application that answers from `predictor`, with the guards that `settings` ask for."""
-    log_as_json()
+    logs.as_json()
     serving = settings.serving
-    metrics = Metrics(predictor)
+    group: Group[Asked, list[Answer]] = Group(
+        predictor.answer,
+        max_rows=serving.max_waiting,
+        timeout=serving.timeout.total_seconds(),
+    )
+    metrics = Metrics(predictor, lambda: (group.rows, group.lag), logs.RequestLog(serving.log))
+    guards = Guards(serving)
     app = FastAPI(
         title=settings.project.name,
         version="1",
@@ -82,44 +95,41 @@ def create_app_for(predictor: Predictor, settings: Settings) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_watching(predictor, serving.watch.total_seconds()),
+        lifespan=_watching(predictor, group, metrics, serving.watch.total_seconds()),
         middleware=[
+            Middleware(Front, predictor=predictor, group=group, guards=guards, metrics=metrics),
             Middleware(Measured, metrics=metrics, paths=PATHS),
             Middleware(errors.Failsafe),
-            Middleware(Doorkeeper, serving=serving),
-            Middleware(JsonOnly),
-            Middleware(BodyLimit, limit=serving.max_body),
+            Middleware(Guarded, guards=guards),
         ],
         telemetry=_QUIET,
     )
     errors.install(app)
-    _add_answers(app, predictor, serving.max_rows)
+    _add_feedback(app, predictor, serving.max_rows)
+    invocations.add(app, predictor, group, max_rows=serving.max_rows)
     _add_state(app, predictor, metrics)
+    admin.add(app, predictor, settings)
     _add_documentation(app, predictor, keys=bool(serving.keys))
     return app
 
 
-def log_as_json() -> None:
-    """One JSON object a line on stderr, unless the process has chosen otherwise."""
-    if not structlog.is_configured():
-        structlog.configure(
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.JSONRenderer(),
-            ],
-            logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-        )
+def _watching(
+    predictor: Predictor, group: Group[Asked, list[Answer]], metrics: Metrics, seconds: float
+) -> Callable[[FastAPI], Any]:
+    """Load the champion before the first request; until the end follow the pointer, and journal
+    what was refused.
+    """
 
-
-def _watching(predictor: Predictor, seconds: float) -> Callable[[FastAPI], Any]:
-    """Load the champion before the first request, and follow the pointer until the end."""
+    def look() -> None:
+        predictor.refresh()
+        predictor.flush()
+        metrics.look()
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(seconds)
             try:
-                await run_in_threadpool(predictor.refresh)
+                await run_in_threadpool(look)
             except Exception as error:  # noqa: BLE001 - the watch goes on, the champion stays
                 _log.error("watch failed", error=type(error).__name__)
 
@@ -128,16 +138,22 @@ def _watching(predictor: Predictor, seconds: float) -> Callable[[FastAPI], Any]:
         await run_in_threadpool(predictor.refresh)
         with suppress(HomeostatError):  # what is amiss, /health/ready says
             await run_in_threadpool(predictor.check)
+        # What is loaded by now stays; to walk through it again takes tenths of a second each time.
+        gc.collect()
+        gc.freeze()
         task = asyncio.create_task(watch())
         yield
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        await run_in_threadpool(group.close)
+        with suppress(HomeostatError):  # only counts of refusals are lost, and the log says why
+            await run_in_threadpool(predictor.flush)
 
     return lifespan
 
 
-def _add_answers(app: FastAPI, predictor: Predictor, max_rows: int) -> None:
+def _add_feedback(app: FastAPI, predictor: Predictor, max_rows: int) -> None:
     def decoded(body: bytes) -> tuple[list[dict[str, Json]], bool]:
         try:
             return decode.parse(body, max_rows=max_rows)
@@ -145,19 +161,9 @@ def _add_answers(app: FastAPI, predictor: Predictor, max_rows: int) -> None:
             predictor.refuse(error)
             raise
 
-    def answered(body: bytes) -> Response:
-        rows, single = decoded(body)
-        answers = predictor.predict(rows)
-        return JSONResponse(answers[0] if single else answers)
-
     def taken(body: bytes) -> Response:
         items, _ = decoded(body)
         return JSONResponse(predictor.feedback(items))
-
-    @app.post("/predict", summary="Predict one row, or an array of rows")
-    async def predict(request: Request) -> Response:
-        """Every answer is journalled before it is given."""
-        return await run_in_threadpool(answered, await request.body())
 
     @app.post("/feedback", summary="Tell the true label of predictions")
     async def feedback(request: Request) -> Response:

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from homeostat.errors import (
+    BusyError,
     ConflictError,
     HomeostatError,
     JournalError,
@@ -58,6 +59,9 @@ def response(
     return JSONResponse({"error": error}, status, headers=dict(headers or {}))
 
 
+GONE = response(400, "disconnected", "the client went away before its request was read.")
+
+
 def of(error: HomeostatError) -> JSONResponse:
     """The response for an error that was raised on purpose."""
     text, hint = error.message, error.hint
@@ -66,6 +70,9 @@ def of(error: HomeostatError) -> JSONResponse:
         return response(status, error.code, text, field=error.field, row=error.row, hint=hint)
     if isinstance(error, ConflictError):
         return response(409, "conflict", text, field="prediction_id", row=error.row, hint=hint)
+    if isinstance(error, BusyError):
+        status = 429 if error.code == "busy" else 503
+        return response(status, error.code, text, hint=hint, headers=RETRY)
     if isinstance(error, UnavailableError):
         return response(503, "no_champion", text, hint=hint, headers=RETRY)
     if isinstance(error, JournalError):
@@ -78,18 +85,18 @@ def of(error: HomeostatError) -> JSONResponse:
             hint="Try again; the server's log says why.",
             headers=RETRY,
         )
-    return _defect(error)
+    return defect(error)
 
 
 def install(app: FastAPI) -> None:
     """Give the framework's own errors, and those of the package, the one shape."""
 
     async def ours(_request: Request, error: Exception) -> Response:
-        return of(error) if isinstance(error, HomeostatError) else _defect(error)
+        return of(error) if isinstance(error, HomeostatError) else defect(error)
 
     async def http(_request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
-            return _defect(error)
+            return defect(error)
         status = HTTPStatus(error.status_code)
         code = status.phrase.lower().replace(" ", "_").replace("-", "_")
         hint = "See /docs." if status in (404, 405) else ""
@@ -101,7 +108,7 @@ def install(app: FastAPI) -> None:
         return response(422, "invalid_request", "the request does not fit.", hint="See /docs.")
 
     async def gone(_request: Request, _error: Exception) -> Response:
-        return response(400, "disconnected", "the client went away before its request was read.")
+        return GONE
 
     app.add_exception_handler(HomeostatError, ours)
     app.add_exception_handler(ClientDisconnect, gone)
@@ -129,14 +136,16 @@ class Failsafe:
         try:
             await self._app(scope, receive, watched)
         except Exception as error:  # noqa: BLE001 - fails closed: told as a 500, and logged
-            answer = _defect(error)
+            answer = defect(error)
             if started:
                 raise RuntimeError("the response broke off; the log says why.") from None
             await answer(scope, receive, send)
 
 
-def _defect(error: Exception) -> JSONResponse:
-    """Log where it happened; the text of a foreign error may hold values, so it is left out."""
+def defect(error: Exception) -> JSONResponse:
+    """The response for what nobody foresaw. The log tells where it happened; the text of a foreign
+    error may hold values, so it is left out.
+    """
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
     _log.error("internal error", error=type(error).__name__, where=where)

@@ -21,6 +21,8 @@ from homeostat.schema import Feature, Schema, Target
 
 LEVELS = 20  # known levels of a category that the description names
 
+PREDICT = "/predict"
+
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
@@ -62,9 +64,18 @@ _FAILURES = {
 }
 
 
+_PREDICT = {
+    "summary": "Predict one row, or an array of rows",
+    "description": "Every answer is journalled before it is given.",
+    "operationId": "predict",
+}
+
+
 def document(base: dict[str, Json], champion: Champion | None, *, keys: bool) -> dict[str, Json]:
     """The framework's document with bodies, answers and errors filled in."""
     full = copy.deepcopy(base)
+    # Answered before the framework's routing, so the framework does not know of it.
+    full["paths"] = {PREDICT: {"post": dict(_PREDICT)}, **full["paths"]}
     schemas = full.setdefault("components", {}).setdefault("schemas", {})
     schemas["Error"] = _ERROR
     schemas["Row"] = _row(None if champion is None else champion.schema)
@@ -72,7 +83,7 @@ def document(base: dict[str, Json], champion: Champion | None, *, keys: bool) ->
     schemas["Label"] = _label(None if champion is None else champion.schema.target)
     schemas["Taken"] = _counts("accepted", "repeated", "changed")
     example = None if champion is None else example_row(champion.schema)
-    _fill(full["paths"]["/predict"]["post"], "Row", "Answer", example, many=True)
+    _fill(full["paths"][PREDICT]["post"], "Row", "Answer", example, many=True)
     label = {"prediction_id": "the id that was answered", "label": _some_label(champion)}
     _fill(full["paths"]["/feedback"]["post"], "Label", "Taken", label, many=False)
     for operations in full["paths"].values():

@@ -1,0 +1,133 @@
+"""What one champion answers: checked rows become rows of the journal and answers to clients.
+
+It takes a champion and batches of checked rows, and scores all of them in one call. It gives, for
+each batch, the entry that the journal is to write and the answers; of rows that the journal knew,
+it reads back the answers that were given first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain, repeat
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from homeostat.champion import Champion
+from homeostat.decode import Batch
+from homeostat.reader import Reader
+from homeostat.records import Entry, Json
+from homeostat.schema import Target
+from homeostat.scoring import told
+from homeostat.settings import Serving
+
+Answer: TypeAlias = dict[str, Json]
+
+_ANSWER = ("prediction_id", "prediction", "probability", "probabilities", "model_version")
+
+
+class Answerer:
+    """A champion with all that is worked out once for it. Safe to use from many threads."""
+
+    def __init__(self, champion: Champion, serving: Serving) -> None:
+        self.champion = champion
+        self.schema = champion.schema
+        self.reader = Reader(champion.schema, serving)
+        target = self.schema.target
+        classes = {text: target.value(text) for text in target.classes}
+        self._value = classes.__getitem__ if classes else target.value
+        self._levels = [
+            (place, feature.name, frozenset(feature.levels) | {None})
+            for place, feature in enumerate(self.schema.features)
+            if feature.kind == "category" and not feature.other
+        ]
+
+    def answered(
+        self, batches: Sequence[Batch], recorded: str, source: str
+    ) -> list[tuple[Entry, list[Answer]]]:
+        """Entry and answers, row by row, of each batch; `recorded` is the time of arrival, as
+        `decode.stamp` writes it.
+
+        Raises whatever the model raises.
+        """
+        output = self.champion.output(merged(batches))
+        scores = told(output, self.schema.target)
+        made, start = [], 0
+        for batch in batches:
+            end = start + len(batch.ids)
+            part = [score[start:end] for score in scores] if len(batches) > 1 else scores
+            made.append(self._answered(batch, part, recorded, source))
+            start = end
+        return made
+
+    def _answered(
+        self, batch: Batch, scores: Sequence[Sequence[Any]], recorded: str, source: str
+    ) -> tuple[Entry, list[Answer]]:
+        version, target = self.champion.release.id, self.schema.target
+        alike = (repeat(recorded), repeat(version), repeat(source))
+        written = list(zip(batch.ids, batch.times, *alike, *scores, *batch.columns, strict=False))
+        predictions, probability, shares = scores
+        values = [self._value(text) for text in predictions]
+        answers = told_as(target, batch.ids, (values, probability, shares), version)
+        return Entry(batch.ids, written, batch.untimed), answers
+
+    def counts(self, batches: Sequence[Batch]) -> Counter[tuple[str, str]]:
+        """Levels that training never saw, by column, and nulls by feature."""
+        counts: Counter[tuple[str, str]] = Counter()
+        columns = merged(batches)
+        for place, name, known in self._levels:
+            if not known.issuperset(columns[place]):
+                counts["unseen", name] = sum(value not in known for value in columns[place])
+        for name, column in zip(self.schema.names, columns, strict=True):
+            if None in column:
+                counts["nulls", name] = column.count(None)
+        return counts
+
+
+def merged(batches: Sequence[Batch]) -> Sequence[Sequence[Any]]:
+    """The columns of all batches, one after the other."""
+    if len(batches) == 1:
+        return batches[0].columns
+    rows = chain.from_iterable(zip(*batch.columns, strict=True) for batch in batches)
+    return list(zip(*rows, strict=True))
+
+
+def told_as(
+    target: Target,
+    ids: Sequence[str],
+    scores: tuple[Sequence[Json], Sequence[float | None], Sequence[str | None]],
+    version: str,
+) -> list[Answer]:
+    """Answers as a client gets them, from predictions, probability and probabilities."""
+    predictions, probability, probabilities = scores
+    if target.task == "regression":
+        return [
+            {"prediction_id": name, "prediction": value, "model_version": version}
+            for name, value in zip(ids, predictions, strict=True)
+        ]
+    if target.task == "binary":
+        return [
+            {"prediction_id": name, "prediction": value, "probability": p, "model_version": version}
+            for name, value, p in zip(ids, predictions, probability, strict=True)
+        ]
+    return [
+        {
+            "prediction_id": name,
+            "prediction": value,
+            "probabilities": dict(zip(target.classes, json.loads(shares or "[]"), strict=True)),
+            "model_version": version,
+        }
+        for name, value, shares in zip(ids, predictions, probabilities, strict=True)
+    ]
+
+
+def recalled(rows: pa.Table, targets: Mapping[str, Target]) -> list[Answer]:
+    """The answers in rows of the journal; `targets` are those of their releases."""
+    answers: list[Answer] = []
+    for row in rows.select(_ANSWER).to_pylist():
+        target = targets[row["model_version"]]
+        score = ([target.value(row["prediction"])], [row["probability"]], [row["probabilities"]])
+        answers += told_as(target, [row["prediction_id"]], score, row["model_version"])
+    return answers
