@@ -97,7 +97,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path, journal, path):
         if not sent:
             sent.append(1)
             return {"type": "http.request", "body": b'{"amount"', "more_body": True}
-        await asyncio.Event().wait()
+        return await asyncio.Event().wait()
 
     answered = []
 
