@@ -12,7 +12,7 @@ MAKE_VENV := $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { $(PYTHON) -m venv --
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint lock settings clean
+.PHONY: help setup demo test soak bench lint lock settings clean
 
 help:  ## show this
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | \
@@ -40,6 +40,9 @@ test: setup  ## all tests
 
 soak: setup  ## faults and loads in full: hundreds of kills, a thousand swaps (see docs/faults.md)
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
+
+bench: setup  ## serving beside its peers (Linux; needs wrk; see benchmarks/README.md)
+	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 lint: setup  ## style, types, arrows between modules, workflows
 	$(BIN)/ruff check

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -26,7 +27,7 @@ from peers.model import FEATURES, drawn
 from processes import free_port, posted, running
 from rich.console import Console
 from systems import CASES, OURS, SYSTEMS, Site, System
-from view import rows_of, show
+from view import Conditions, rows_of, show
 
 BODIES = {1: 256, 100: 32}  # different requests, by rows of each
 RECORD = 400  # bytes of a record with these features, for the disk
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _arguments().parse_args(argv)
     seconds, rounds = (1.0, 1) if asked.quick else (asked.seconds, asked.rounds)
     console = Console(stderr=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda number, _: sys.exit(128 + number))
     try:
         _need("wrk", "taskset")
         chosen = _chosen(asked.only)
@@ -53,18 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             for turn in range(rounds):
                 bench.round(chosen, turn, rounds)
     except BenchmarkError as error:
-        console.print(str(error), style="red", markup=False)
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         console.print("stopped; every server was ended.")
         return 130
     found = bench.found()
     tried = list(bench.rounds)
-    show(found, tried, len(bench.cores), Console())
+    show(found, tried, bench.conditions, Console())
     if asked.json:
         asked.json.write_text(json.dumps(rows_of(found, tried), indent=1) + "\n")
     for line in bench.failures:
-        console.print(line, style="red", markup=False)
+        console.print(line, style="red", markup=False, soft_wrap=True)
     return 1 if bench.failures else 0
 
 
@@ -76,6 +78,8 @@ class Bench:
         self.seconds = seconds
         self.console = console
         self.cores = sorted(os.sched_getaffinity(0))
+        python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+        self.conditions = Conditions(len(self.cores), os.getloadavg()[0], python)
         self.rounds: Rounds = defaultdict(list)
         self.failures: list[str] = []
         self._failed: set[tuple[str, Case]] = set()
@@ -95,8 +99,9 @@ class Bench:
 
             with self.console.status("training Homeostat's model"):
                 trained = project.trained(self.folder / "project", FEATURES)
-            if any(s.onnx for s in chosen):
-                onnx = project.twin(trained, self.folder / "twin.onnx")
+            onnx = project.twin(trained, self.folder / "twin.onnx")
+            if onnx is None:
+                self.failures.append("Homeostat's release has no twin: the model itself answers.")
         self._site = Site(environments, trained, onnx)
         for system in chosen:
             for rows in BODIES:
@@ -124,8 +129,7 @@ class Bench:
                 for case in CASES:
                     self._ask(system, case, address)
         except BenchmarkError as error:
-            for case in CASES:
-                self._fail(system.key, case, error)
+            self._fail(system.key, error, *CASES)
 
     def _ask(self, system: System, case: Case, address: str) -> None:
         figures = self.rounds[system.key, case]
@@ -137,14 +141,14 @@ class Bench:
             measured(*asked, self.seconds / 4, self.cores[-1])
             figures.append(measured(*asked, self.seconds, self.cores[-1]))
         except BenchmarkError as error:
-            self._fail(system.key, case, error)
+            self._fail(system.key, error, case)
 
-    def _fail(self, key: str, case: Case, error: BenchmarkError) -> None:
-        self.rounds[key, case]  # a row of the table, though an invalid one
-        if (key, case) not in self._failed:
-            where = f"{case.concurrency} connections, {case.rows_per_request} rows"
-            self.failures.append(f"{key}, {where}: {error}")
-        self._failed.add((key, case))
+    def _fail(self, key: str, error: BenchmarkError, *cases: Case) -> None:
+        where = "; ".join(f"{c.concurrency} × {c.rows_per_request}" for c in cases)
+        self.failures.append(f"{key} ({where}): {error}")
+        for case in cases:
+            self.rounds[key, case]  # a cell of the table, though an invalid one
+            self._failed.add((key, case))
 
     @contextmanager
     def _served(self, system: System) -> Iterator[str]:

@@ -29,7 +29,7 @@ class Site:
 
     environments: Mapping[str, Environment]
     project: Path | None  # of Homeostat, trained; each of its servers gets a copy
-    onnx: Path | None  # the twin that this project's release holds
+    onnx: Path | None  # the twin that this project's release holds, if it has one
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,18 @@ class System:
         return self.mode == "onnx"
 
     def variables(self, site: Site, folder: Path) -> dict[str, str]:
-        """What its processes need to know, beside `environments.variables`."""
+        """What its processes need to know, beside `environments.variables`.
+
+        Raises BenchmarkError where there is no ONNX model for it.
+        """
         if self.name == OURS:
             return dict(self.env)
         here = site.environments[self.environment]
         path = f"{here.python.parent}{os.pathsep}{os.environ['PATH']}"  # mlflow calls uvicorn
         told = {"PEER_MODEL": str(here.model), "PEER_LOG": str(folder / "log.csv"), "PATH": path}
         if self.onnx:
+            if site.onnx is None:
+                raise BenchmarkError("Homeostat's release has no twin, so there is no ONNX model.")
             told["PEER_ONNX"] = str(site.onnx)
         return {**told, "PYTHONPATH": str(PEERS), **self.env}
 
@@ -135,10 +140,10 @@ def bentoml(service: str) -> System:
     return System("bentoml", service.lower(), "bentoml", command, lambda r: {"rows": r}, list)
 
 
-def litserve(mode: str, most: int) -> System:
+def litserve(mode: str) -> System:
     def command(site: Site, port: int) -> list[str]:
         python = str(site.environments["litserve"].python)
-        return [python, str(PEERS / "lit.py"), str(port), str(most)]
+        return [python, str(PEERS / "lit.py"), str(port), mode]
 
     return System("litserve", mode, "litserve", command, list, list)
 
@@ -161,8 +166,10 @@ SYSTEMS = (
     ),
     bentoml("Plain"),
     bentoml("Batched"),
-    litserve("plain", 1),
-    litserve("batched", 32),
+    bentoml("Onnx"),
+    litserve("plain"),
+    litserve("batched"),
+    litserve("onnx"),
     app("fastapi", "tutorial", "tutorial:app", wrapped=list),
     app("fastapi", "onnx", "fast:scored"),
     app("asgi", "onnx", "asgi:scored", "--lifespan", "off"),

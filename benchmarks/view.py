@@ -6,15 +6,30 @@ of the JSON file.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from aims import AIMS, Aim, Measured, ahead
+from aims import AIMS, MAIN, Aim, Measured, ahead
 from load import Case, Figures
 from rich.console import Console
 from rich.table import Table
 from systems import CASES
 
+BUSY = 0.5  # load average from which others are at work on the machine
 WIDTH = 132  # below which the table of figures folds
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a run's figures hang on."""
+
+    cores: int  # that the benchmark may use
+    load: float  # average of a minute, before the start
+    versions: str
+
+    def __str__(self) -> str:
+        busy = "; others are at work here, so trust ratios only" if self.load > BUSY else ""
+        return f"{self.cores} cores, {self.versions}, load before the start {self.load:.1f}{busy}"
 
 
 def rows_of(found: Measured, tried: list[tuple[str, Case]]) -> list[dict[str, Any]]:
@@ -37,11 +52,15 @@ def rows_of(found: Measured, tried: list[tuple[str, Case]]) -> list[dict[str, An
     return rows
 
 
-def show(found: Measured, tried: list[tuple[str, Case]], cores: int, console: Console) -> None:
+def show(
+    found: Measured, tried: list[tuple[str, Case]], conditions: Conditions, console: Console
+) -> None:
     """Print the table of figures, that of aims, and who was ahead."""
     console.width = max(console.width, WIDTH)
     console.print(_figures(found, tried))
-    console.print(_aims(found, cores))
+    console.print(str(conditions))
+    if any(key == MAIN for key, _ in found):
+        console.print(_aims(found, conditions.cores))
     for line in ahead(found):
         console.print(line)
 

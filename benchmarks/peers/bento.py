@@ -1,6 +1,7 @@
-"""The model behind BentoML: `Plain`, one call a request, and `Batched`, its adaptive batching.
+"""The model behind BentoML: `Plain`, one call a request, `Batched`, its adaptive batching, and
+`Onnx`, batches for the ONNX model.
 
-It takes the pickled model's path from PEER_MODEL. It gives two services, of which one is served.
+It takes the pickled model's path from PEER_MODEL. It gives three services, of which one is served.
 """
 
 import os
@@ -17,6 +18,7 @@ QUIET: dict[str, Any] = {
     "metrics": {"enabled": False},
     "monitoring": {"enabled": False},
 }
+BATCHES: dict[str, Any] = {"batchable": True, "max_batch_size": 3_200, "max_latency_ms": 10_000}
 
 
 class Model:
@@ -36,6 +38,18 @@ class Plain(Model):
 
 @bentoml.service(**QUIET)
 class Batched(Model):
-    @bentoml.api(batchable=True, max_batch_size=3_200, max_latency_ms=10_000)
+    @bentoml.api(**BATCHES)
     def predict(self, rows: list[dict[str, Any]]) -> list[float]:
         return self.scored(rows)
+
+
+@bentoml.service(**QUIET)
+class Onnx:
+    def __init__(self) -> None:
+        from twin import scores
+
+        self.scores = scores
+
+    @bentoml.api(**BATCHES)
+    def predict(self, rows: list[dict[str, Any]]) -> list[float]:
+        return self.scores(row.values() for row in rows)

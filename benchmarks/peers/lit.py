@@ -1,7 +1,7 @@
-"""The model behind LitServe: one call a request, or batches of requests.
+"""The model behind LitServe: one call a request, batches of requests, or the ONNX model in batches.
 
-It takes the port and, for batches, the most requests of one, and the pickled model's path from
-PEER_MODEL. It gives a server that runs until it is told to stop.
+It takes the port and the mode, and the pickled model's path from PEER_MODEL. It gives a server that
+runs until it is told to stop.
 """
 
 import os
@@ -39,9 +39,22 @@ class Batched(Plain):
         return answers
 
 
+class Onnx(Batched):
+    def setup(self, device: str) -> None:
+        from twin import scores
+
+        self.scores = scores
+
+    def scored(self, rows: Rows) -> list[float]:
+        return self.scores(row.values() for row in rows)
+
+
+BATCHES = {"max_batch_size": 32, "batch_timeout": 0.005}  # requests, seconds
+
 if __name__ == "__main__":
-    port, most = int(sys.argv[1]), int(sys.argv[2])
-    api = Batched(max_batch_size=most, batch_timeout=0.005) if most > 1 else Plain()
+    port, mode = int(sys.argv[1]), sys.argv[2]
+    apis = {"plain": Plain, "batched": Batched, "onnx": Onnx}
+    api = apis[mode](**({} if mode == "plain" else BATCHES))
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, fast_queue=True)
     server.run(
         host="127.0.0.1",

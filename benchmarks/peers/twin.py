@@ -1,12 +1,13 @@
-"""Parse a body with msgspec and score it with the ONNX model: what the two ONNX peers share.
+"""The ONNX model of the peers, run as Homeostat runs it, and bodies parsed with msgspec.
 
 It takes the model's path from PEER_ONNX: the twin of Homeostat's release, one matrix of numbers in
-which a level of a category stands as its place. It gives `answered`, from the bytes of a request to
-those of its answer.
+which a level of a category stands as its place. It gives `scores` of columns, and `answered`, from
+the bytes of a request to those of its answer.
 """
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -30,19 +31,23 @@ decode = msgspec.json.Decoder(Row | list[Row]).decode
 encode = msgspec.json.Encoder().encode
 
 
+def scores(rows: Iterable[Sequence[float | str]]) -> list[float]:
+    """A probability for each row of values, in the order of the features."""
+    columns = [
+        column if codes is None else [codes.get(level, len(codes) + 1) for level in column]
+        for codes, column in zip(CODES, zip(*rows, strict=True), strict=True)
+    ]
+    return SESSION.run(OUTPUT, {INPUT: np.array(columns, dtype=np.float64).T})[0].tolist()
+
+
 def answered(body: bytes) -> bytes:
     """One answer, or an array of them, to one row or an array. Raises msgspec.ValidationError for
     another body.
     """
     given = decode(body)
     rows = given if isinstance(given, list) else [given]
-    columns = [
-        column if codes is None else [codes.get(level, len(codes) + 1) for level in column]
-        for codes, column in zip(
-            CODES, zip(*map(msgspec.structs.astuple, rows), strict=True), strict=True
-        )
+    answers = [
+        {"prediction": int(p > 0.5), "probability": p}
+        for p in scores(map(msgspec.structs.astuple, rows))
     ]
-    matrix = np.array(columns, dtype=np.float64).T
-    scores = SESSION.run(OUTPUT, {INPUT: matrix})[0].tolist()
-    answers = [{"prediction": int(p > 0.5), "probability": p} for p in scores]
     return encode(answers if isinstance(given, list) else answers[0])

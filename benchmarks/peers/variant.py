@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from unittest.mock import patch
 
 import pyarrow as pa
 
@@ -35,8 +36,9 @@ def without_twin(releases: FileReleases) -> Release | None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "journal":
-        FileJournal.commit = kept_nowhere
-    else:
-        FileReleases.champion = without_twin
-    main(sys.argv[2:])
+    taken_out = {
+        "journal": (FileJournal, "commit", kept_nowhere),
+        "twin": (FileReleases, "champion", without_twin),
+    }
+    with patch.object(*taken_out[sys.argv[1]]):
+        main(sys.argv[2:])
