@@ -14,6 +14,7 @@ import pandas as pd
 from homeostat import settings
 from homeostat.build import Project
 from homeostat.engines import LocalEngine
+from homeostat.journal import FileJournal
 from homeostat.report import FileReporter
 from homeostat.schema import Schema
 from homeostat.scoring import Scorer
@@ -120,7 +121,8 @@ def copied(root: Path, to: Path) -> Path:
 
 
 def project(root: Path, **overrides) -> Project:
-    return Project(settings.read(root, **overrides))
+    # Tests compare the journal's files, so what was served stays in them.
+    return Project(settings.read(root, **{"journal": {"tail": "365d"}, **overrides}))
 
 
 @contextmanager
@@ -160,7 +162,8 @@ def serve(root: Path, frame: pd.DataFrame, *, labels: bool = True) -> None:
     here.journal.append(rows)
     if labels:
         times = (frame["occurred_at"] + timedelta(hours=1)).dt.to_pydatetime()
-        here.journal.label(
+        # The server's clock, too, stood where the rows say.
+        FileJournal(here.settings.path("data", "logs"), clock=FakeClock(START)).label(
             label_rows(
                 rows.column("prediction_id").to_pylist(), [*frame["target"].astype(str)], [*times]
             )

@@ -301,16 +301,6 @@ def test_a_load_cut_off_between_rows_and_labels_ends_the_same_when_run_again(jou
     assert back.column("source").to_pylist() == ["load"] * 40
 
 
-def test_new_columns_are_merged_into_history_and_retyped_ones_refused(journal, rows):
-    journal.load(to_load(rows.drop_columns(["gap"]).slice(0, 10), ["1"] * 10))
-    journal.load(to_load(rows.slice(10, 10), ["1"] * 10))
-    assert journal.read().column("gap").slice(0, 10).null_count == 10
-    retyped = rows.set_column(8, "amount", pa.repeat("many", 40))
-    with pytest.raises(JournalError, match="'amount' is in the history with another type"):
-        journal.load(to_load(retyped, ["1"] * 40))
-    assert journal.read().num_rows == 20
-
-
 def test_refusals_are_counted_in_the_file_without_values(journal, folder):
     journal.reject([Refusal("wrong_type", "amount")] * 3, START)
     (line,) = (folder / "rejected.jsonl").read_text().splitlines()

@@ -18,6 +18,7 @@ from homeostat.release import FileReleases
 from homeostat.signing import signing_key
 from homeostat.testing import (
     START,
+    FakeClock,
     JournalContract,
     drifting_stream,
     label_rows,
@@ -67,7 +68,8 @@ def test_the_journal_in_memory_reads_as_the_one_in_files(tmp_path_factory, given
     frame = drifting_stream(40, seed=3)
     schema = schema_of(frame)
     rows = served_rows(frame, schema)
-    memory, files = MemoryJournal(), FileJournal(tmp_path_factory.mktemp("journal"))
+    folder = tmp_path_factory.mktemp("journal")
+    memory, files = MemoryJournal(), FileJournal(folder, clock=FakeClock(START))
     for what, first, count, label, day in given_steps:
         part, when = rows.slice(first, count), START + day * DAY
         ids = part.column("prediction_id").to_pylist()

@@ -62,7 +62,7 @@ class Serve(RuleBasedStateMachine):
         self.logs = self.root / "data" / "logs"
         self.clock = FakeClock(AT)
         self.rows: dict[str, tuple[dict, datetime, dict]] = {}
-        self.labels: dict[str, list[tuple[str, datetime]]] = {}
+        self.labels: dict[str, list[tuple[str, datetime, datetime]]] = {}  # with its arrival
         self.servers = [self.started(), self.started()]
 
     def started(self) -> Predictor:
@@ -192,7 +192,7 @@ class Serve(RuleBasedStateMachine):
                 when = self.clock.now() if item["hour"] is None else AT + item["hour"] * HOUR
                 written += 1
                 changed += bool(known)
-                known.append((str(item["label"]), when))
+                known.append((str(item["label"]), when, self.clock.now()))
         return written, changed
 
     # --- the files ---
@@ -227,8 +227,9 @@ class Serve(RuleBasedStateMachine):
             for row in read:
                 known = [
                     (label, when)
-                    for label, when in self.labels.get(row["prediction_id"], [])
-                    if as_of is None or when <= as_of
+                    for label, when, came in self.labels.get(row["prediction_id"], [])
+                    if as_of is None
+                    or (when <= as_of and (came <= as_of or row["recorded_at"] > as_of))
                 ]
                 assert (row["label"], row["labelled_at"]) == (known[-1] if known else (None, None))
 

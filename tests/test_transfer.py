@@ -69,16 +69,19 @@ def test_labels_are_added_by_id_and_a_second_time_change_nothing(here, ids, tmp_
     assert before - DAY < came <= datetime.now(UTC)
 
 
-def test_a_corrected_label_is_a_new_version_that_counts_from_its_own_time(here, ids, tmp_path):
+def test_a_corrected_label_is_a_new_version_that_counts_once_it_has_come(here, ids, tmp_path):
     times = [(START + 20 * DAY).isoformat(), (START + 30 * DAY).isoformat()]
+    before = datetime.now(UTC)
     for label, at in zip((1, 0), times, strict=True):
         file = csv(tmp_path / "l.csv", prediction_id=ids[:1], label=[label], labelled_at=[at])
         done = add_labels(here, file)
     assert done == {"written": 1, "repeated": 0, "changed": 1}
     assert labelled(here)[ids[0]] == "0"
-    then = here.journal.read(as_of=START + 25 * DAY, labelled=True)
-    known = dict(zip(then["prediction_id"].to_pylist(), then["label"].to_pylist(), strict=True))
-    assert known[ids[0]] == "1"
+    then = here.journal.read(as_of=before, labelled=True)
+    assert ids[0] not in then["prediction_id"].to_pylist()
+    now = here.journal.read(as_of=datetime.now(UTC), labelled=True).to_pylist()
+    (row,) = (row for row in now if row["prediction_id"] == ids[0])
+    assert (row["label"], row["labelled_at"]) == ("0", START + 30 * DAY)
 
 
 @pytest.mark.parametrize("labels", [[1, 0], [1.0, 0.0], ["1", "0"], [True, False]])

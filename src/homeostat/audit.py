@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from homeostat import files
-from homeostat.errors import AuditError
+from homeostat.contracts import Audit
+from homeostat.errors import AuditError, cause
 from homeostat.records import Candidate, Evidence, Json, Past, utc
 
 GENESIS = "0" * 64
@@ -105,6 +106,14 @@ def fitted(candidate: Candidate) -> dict[str, Json]:
         "seed": candidate.seed,
         "training": jsonable(candidate.training),
     }
+
+
+def attempted(audit: Audit, chore: str, now: datetime, do: Callable[[datetime], object]) -> None:
+    """Do what a turn's outcome does not depend on; a failure is recorded and goes no further."""
+    try:
+        do(now)
+    except Exception as error:  # noqa: BLE001 - fails closed: nothing was done, and why
+        audit.write(f"{chore}_failed", now, {"reason": cause(error)})
 
 
 def _hash(line: Mapping[str, Json]) -> str:

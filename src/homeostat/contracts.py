@@ -7,7 +7,7 @@ every implementation of `Journal` and `Engine` passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
@@ -25,6 +25,7 @@ from homeostat.records import (
     Past,
     Refusal,
     Release,
+    Sealed,
     Verdict,
     Window,
 )
@@ -82,9 +83,29 @@ class Journal(Protocol):
     ) -> pa.Table:
         """Rows joined with their labels, ordered by event time and then id.
 
-        `window` is of event time, None for all; labels that arrived after `as_of` are hidden;
-        `labelled=True` keeps only rows with a label. With `schema`, the features are its own, in
+        `window` is of event time, None for all; labels that arrived after `as_of` are hidden, and
+        so are those that came later and are dated back, where the row itself was recorded by
+        then; `labelled=True` keeps only rows with a label. With `schema`, the features are its own, in
         its order, null where a row never had them.
+        """
+        ...
+
+    def scan(
+        self,
+        window: Window | None = None,
+        *,
+        as_of: datetime | None = None,
+        labelled: bool | None = None,
+        schema: Schema | None = None,
+    ) -> Iterator[pa.Table]:
+        """What `read` gives, in the same order, in tables of bounded size, at least one; rows
+        that come meanwhile are not among them.
+        """
+        ...
+
+    def seal(self, now: datetime) -> Sealed:
+        """Move what was recorded long enough ago into history; no row is lost, none doubled, and
+        reads before, after and meanwhile give the same. `now` is of the clock that stamps rows.
         """
         ...
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from homeostat import gate
-from homeostat.audit import fitted, jsonable, looked
+from homeostat.audit import attempted, fitted, jsonable, looked
 from homeostat.contracts import (
     Alerts,
     Audit,
@@ -384,6 +384,7 @@ class Loop:
     def _done(self, outcome: Outcome, began: float) -> Outcome:
         outcome = replace(outcome, seconds=time.monotonic() - began)
         self.watch(outcome)
+        attempted(self.audit, "seal", outcome.at, self.journal.seal)
         return outcome
 
     def _tell(self, title: str, body: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -28,6 +28,7 @@ from homeostat.records import (
     Past,
     Refusal,
     Release,
+    Sealed,
     Verdict,
     Window,
     utc,
@@ -35,7 +36,7 @@ from homeostat.records import (
 from homeostat.release import FORMAT
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 
-_VERSIONED = pa.schema([*shape.LABELS, ("commit", pa.int64())])
+PIECE = 1 << 19  # rows that a scan gives at a time
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -105,27 +106,38 @@ class MemoryJournal:
         labelled: bool | None = None,
         schema: Schema | None = None,
     ) -> pa.Table:
-        """Rows with the labels that had arrived by `as_of`, see `contracts.Journal.read`."""
+        """All that `scan` gives with the same arguments, in one table."""
+        return pa.concat_tables(
+            self.scan(window, as_of=as_of, labelled=labelled, schema=schema)
+        ).combine_chunks()
+
+    def scan(
+        self,
+        window: Window | None = None,
+        *,
+        as_of: datetime | None = None,
+        labelled: bool | None = None,
+        schema: Schema | None = None,
+    ) -> Iterator[pa.Table]:
+        """Rows with the labels that had arrived by `as_of`, see `contracts.Journal.scan`."""
         columns = schema.journal if schema else shape.union([table.schema for table in self._rows])
-        tables = [join.within(shape.aligned(table, columns), window) for table in self._rows]
-        rows = pa.concat_tables([columns.empty_table(), *tables])
-        log = pa.concat_tables([shape.LABELS.empty_table(), *self._labels])
-        labels = join.last_labels(_VERSIONED.empty_table(), log, as_of)
-        rows = join.joined(rows, labels, labelled=labelled)
-        if schema is not None and schema.target.task == "regression":
-            place = rows.schema.get_field_index("label")
-            rows = rows.set_column(place, "label", rows.column(place).cast(pa.float64()))
-        return rows
+        low, high = join.keys(window)
+        tables = [join.between(shape.aligned(table, columns), low, high) for table in self._rows]
+        rows = join.ordered(pa.concat_tables([columns.empty_table(), *tables]))
+        labels = join.arrivals(pa.concat_tables([shape.LABELS.empty_table(), *self._labels]))
+        numbers = schema is not None and schema.target.task == "regression"
+        for start in range(0, max(rows.num_rows, 1), PIECE):
+            piece = rows.slice(start, PIECE)
+            yield join.joined(piece, labels, as_of, labelled=labelled, numbers=numbers)
+
+    def seal(self, now: datetime) -> Sealed:  # noqa: ARG002 - the contract names it
+        """Nothing moves: all rows are in memory."""
+        return Sealed()
 
     def newest(self, *, source: str | None = None) -> datetime | None:
         """The newest event time, of one source or of all; None in an empty journal."""
-        moments = []
-        for table in self._rows:
-            times = table.column("occurred_at")
-            if source is not None:
-                times = times.filter(pc.equal(table.column("source"), source))
-            moments.append(pc.max(times).as_py())
-        return max((moment.astimezone(UTC) for moment in moments if moment), default=None)
+        moments = (join.newest(table, source) for table in self._rows)
+        return max((moment for moment in moments if moment is not None), default=None)
 
     def refused(self, window: Window) -> Mapping[str, int]:
         """Refused rows in the window of arrival time, counted by `code` or `code:column`."""

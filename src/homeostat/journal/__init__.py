@@ -8,8 +8,10 @@ the files, the guarantees and their bounds.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,17 +20,26 @@ import pyarrow.compute as pc
 from homeostat.contracts import Clock
 from homeostat.errors import ConflictError
 from homeostat.journal import join, jsonl, shape
-from homeostat.journal.disk import Ack, Disk
+from homeostat.journal.disk import Ack, Disk, Lock
 from homeostat.journal.history import DeltaLog
 from homeostat.journal.jsonl import JsonLines
 from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
-from homeostat.records import Appended, Committed, Entry, Labelled, Refusal, Window
+from homeostat.journal.scan import FILED, View, numbered, upgraded
+from homeostat.journal.seal import Sealer
+from homeostat.records import (
+    Appended,
+    Committed,
+    Entry,
+    Labelled,
+    Refusal,
+    Sealed,
+    Window,
+    utc,
+)
 from homeostat.schema import SYSTEM, Schema
 
 __all__ = ["FileJournal"]
-
-_HISTORY = pa.schema([*shape.LABELS, ("commit", pa.int64())])
 
 
 class _WallClock:
@@ -39,13 +50,21 @@ class _WallClock:
 class FileJournal:
     """The `contracts.Journal` in `folder`, which is made with the first write.
 
-    Any number of processes and threads of one host may append, label, reject and read; `load` is
-    for one process at a time. `clock` stamps the arrival of labels. With `ack="write"` rows and
-    labels are not flushed to the disk before they are acknowledged.
+    Any number of processes and threads of one host may append, label, reject and read; `load` and
+    `seal` wait for one another. `clock` stamps the arrival of labels. With `ack="write"` rows and
+    labels are not flushed to the disk before they are acknowledged. Rows stay in the tail for
+    `tail`, labels without a prediction for `orphans`; history keeps `keep` of event time, or all.
     """
 
     def __init__(
-        self, folder: Path, *, clock: Clock | None = None, ack: Ack = "fsync"
+        self,
+        folder: Path,
+        *,
+        clock: Clock | None = None,
+        ack: Ack = "fsync",
+        tail: timedelta = timedelta(days=7),
+        orphans: timedelta = timedelta(days=90),
+        keep: timedelta | None = None,
     ) -> None:
         disk = Disk(ack)
         clock = clock or _WallClock()
@@ -55,7 +74,18 @@ class FileJournal:
         self._predictions = Predictions(folder, disk, self._mended)
         self._labels = Labels(folder, disk, clock, self._mended)
         self._history = DeltaLog(folder / "history" / "predictions", pa.schema(SYSTEM.items()))
-        self._labelled = DeltaLog(folder / "history" / "labels", _HISTORY)
+        self._filed = DeltaLog(folder / "history" / "labels", FILED)
+        self._history_lock = Lock(folder / "history.lock")
+        self._sealer = Sealer(
+            folder=folder,
+            predictions=self._predictions,
+            labels=self._labels,
+            rows=self._history,
+            filed=self._filed,
+            log=JsonLines(folder / "sealed.jsonl", disk),
+            view=self._view,
+        )
+        self._tail, self._orphans, self._keep = tail, orphans, keep
         self._reading = threading.Lock()
         self._torn = 0
 
@@ -63,6 +93,11 @@ class FileJournal:
     def torn(self) -> int:
         """How many records, left unfinished by a writer that died, this instance cut off."""
         return self._torn
+
+    @property
+    def sealed(self) -> Sealed:
+        """What all seals of this folder came to, conflicts and orphans among it."""
+        return self._sealer.total()
 
     def catch_up(self) -> None:
         """Read the tail's ids and mend it, which the first append would otherwise wait for."""
@@ -106,14 +141,33 @@ class FileJournal:
         source = pa.repeat(pa.scalar("load"), served.num_rows)
         place = served.schema.get_field_index("source")
         served = served.set_column(place, served.schema.field(place), source)
-        with self._reading:
-            fresh = self._unknown(served)
-            if fresh.num_rows:
-                self._history.append(fresh)
-            news, labelled = self._new_labels(rows, served)
-            if news.num_rows:
-                self._labelled.append(news)
+        with self._writing():
+            view = self._view()
+            ids = served.column("prediction_id")
+            known = view.times(ids)
+            fresh = join.first_rows(join.without(served, known.column("prediction_id")))
+            self._history.append(fresh, self._history.number + 1)
+            times = pa.concat_tables([known, fresh.select(known.column_names)])
+            filed, labelled = self._new_labels(rows, served, view, times)
+            self._filed.append(filed, self._filed.number + 1)
         return Appended(fresh.num_rows, served.num_rows - fresh.num_rows), labelled
+
+    def seal(self, now: datetime) -> Sealed:
+        """Move into history what was recorded longer ago than the tail keeps, and tidy history up.
+
+        A row whose id history has is not moved: with the same content it counts as repeated, else
+        as a conflict. Killed at any point, the next call goes on. Raises JournalError.
+        """
+        with self._writing() as left:
+            done = left + self._sealer.seal(now - self._tail, now - self._orphans)
+            expired = 0
+            if self._keep is not None:
+                day = utc(now - self._keep).date()
+                expired, _ = self._history.drop(day), self._filed.drop(day)
+            for table in (self._history, self._filed):
+                if table.compact() or expired:
+                    table.clean()
+        return replace(done, expired=expired)
 
     def reject(self, refusals: Sequence[Refusal], at: datetime) -> None:
         """Count refused rows by code and column, durably, without their values."""
@@ -127,32 +181,28 @@ class FileJournal:
         labelled: bool | None = None,
         schema: Schema | None = None,
     ) -> pa.Table:
-        """Rows of tail and history, see `contracts.Journal.read`; `labelled=False` keeps only
+        """All that `scan` gives with the same arguments, in one table."""
+        view = self._view()
+        return pa.concat_tables(
+            view.scan(window, as_of=as_of, labelled=labelled, schema=schema)
+        ).combine_chunks()
+
+    def scan(
+        self,
+        window: Window | None = None,
+        *,
+        as_of: datetime | None = None,
+        labelled: bool | None = None,
+        schema: Schema | None = None,
+    ) -> Iterator[pa.Table]:
+        """Rows of tail and history, see `contracts.Journal.scan`; `labelled=False` keeps only
         those without a label. A column that an older file holds as another kind reads as null.
         """
-        with self._reading:
-            tables = [self._history.table(), *self._predictions.tables()]
-            labels = join.last_labels(self._labelled.table(), self._labels.table(), as_of)
-        columns = schema.journal if schema else shape.union([table.schema for table in tables])
-        rows = pa.concat_tables([shape.aligned(table, columns) for table in tables])
-        rows = join.within(join.first_rows(rows), window)
-        rows = join.joined(rows, labels, labelled=labelled)
-        if schema is not None and schema.target.task == "regression":
-            place = rows.schema.get_field_index("label")
-            rows = rows.set_column(place, "label", rows.column(place).cast(pa.float64()))
-        return rows
+        return self._view().scan(window, as_of=as_of, labelled=labelled, schema=schema)
 
     def newest(self, *, source: str | None = None) -> datetime | None:
         """The newest event time, of one source or of all; None in an empty journal."""
-        with self._reading:
-            tables = [self._history.table(), *self._predictions.tables()]
-        moments = []
-        for table in tables:
-            times = table.column("occurred_at")
-            if source is not None:
-                times = times.filter(pc.equal(table.column("source"), source))
-            moments.append(pc.max(times).as_py())
-        return max((moment.astimezone(UTC) for moment in moments if moment), default=None)
+        return self._view().newest(source)
 
     def refused(self, window: Window) -> Mapping[str, int]:
         """Refused rows in the window of arrival time, counted by `code` or `code:column`."""
@@ -163,40 +213,66 @@ class FileJournal:
         at = self._clock.now().isoformat()
         self._repairs.add([{"at": at, "file": path.name, "bytes": size}])
 
-    def _unknown(self, rows: pa.Table) -> pa.Table:
-        """The rows whose id is neither in tail nor history, each id once."""
-        tables = [self._history.table(), *self._predictions.tables()]
-        known = pa.chunked_array(
-            [chunk for table in tables for chunk in table.column("prediction_id").chunks],
-            pa.string(),
-        )
-        new = pc.invert(pc.is_in(rows.column("prediction_id"), value_set=known.combine_chunks()))
-        return join.first_rows(rows.filter(new))
+    def _view(self) -> View:
+        """What can be read now. The tail first: what is sealed meanwhile then shows in both."""
+        with self._reading:
+            tail, sent = tuple(self._predictions.tables()), self._labels.table()
+            return View(tail, sent, self._history.snapshot(), self._filed.snapshot())
 
-    def _new_labels(self, rows: pa.Table, served: pa.Table) -> tuple[pa.Table, Labelled]:
-        """What the labels of `rows` add to those that are known."""
-        given = pa.table(
-            {
-                "prediction_id": served.column("prediction_id"),
-                "label": rows.column("label"),
-                "labelled_at": pc.coalesce(
-                    rows.column("labelled_at"), served.column("recorded_at")
-                ),
-                "recorded_at": served.column("recorded_at"),
-            }
+    @contextmanager
+    def _writing(self) -> Iterator[Sealed]:
+        """Hold the history alone, in the layout of this version; gives what a sealer that was
+        killed had left to do.
+        """
+        with self._history_lock.held():
+            old, view = self._filed.snapshot(), self._view()
+            if not old.partitioned:
+                self._filed.upgrade(
+                    lambda labels: upgraded(labels, view.times(labels.column("prediction_id")))
+                )
+            self._history.upgrade(lambda rows: rows)
+            yield self._sealer.recover()
+
+    def _new_labels(
+        self, rows: pa.Table, served: pa.Table, view: View, times: pa.Table
+    ) -> tuple[pa.Table, Labelled]:
+        """What the labels of `rows` add to those that are known, as `FILED`; `times` tells the
+        event times under which the rows are known.
+        """
+        given = shape.labels(
+            pa.table(
+                {
+                    "prediction_id": served.column("prediction_id"),
+                    "label": rows.column("label"),
+                    "labelled_at": pc.coalesce(
+                        rows.column("labelled_at"), served.column("recorded_at")
+                    ),
+                    "recorded_at": served.column("recorded_at"),
+                }
+            )
         )
-        given = shape.labels(given).filter(pc.is_valid(given.column("label")))
-        count, none = given.num_rows, _HISTORY.empty_table()
-        given = join.last_labels(none, given, None)
+        given = given.filter(pc.is_valid(given.column("label")))
+        count, ids = given.num_rows, given.column("prediction_id")
+        number = pa.repeat(pa.scalar(numbered(self._filed.number + 1), pa.int64()), count)
+        filed = pa.table(
+            [
+                *given.columns,
+                given.column("recorded_at"),
+                number,
+                join.looked_up(ids, times, "occurred_at"),
+                pa.repeat(pa.scalar("load"), count),
+            ],
+            schema=FILED,
+        )
+        filed = join.last_labels(filed)
         # What load() said before counts first: that it says so again is no news, even if a
         # correction has come by another way since.
-        imported = join.last_labels(self._labelled.table(), shape.LABELS.empty_table(), None)
-        sent = join.last_labels(none, self._labels.table(), None)
-        ids = given.column("prediction_id")
-        before = pc.coalesce(join.looked_up(ids, imported), join.looked_up(ids, sent))
-        same = pc.fill_null(pc.equal(before, given.column("label")), fill_value=False)
-        commit = pa.repeat(pa.scalar(self._labelled.commits), given.num_rows)
-        given = given.append_column("commit", commit)
-        news = given.filter(pc.invert(same))
+        ids = filed.column("prediction_id")
+        imported, sent = (join.last_labels(known) for known in view.versions(filed))
+        before = pc.coalesce(
+            join.looked_up(ids, imported, "label"), join.looked_up(ids, sent, "label")
+        )
+        same = pc.fill_null(pc.equal(before, filed.column("label")), fill_value=False)
+        news = filed.filter(pc.invert(same))
         changed = pc.sum(pc.is_valid(before.filter(pc.invert(same)))).as_py() or 0
         return news, Labelled(news.num_rows, count - news.num_rows, changed)

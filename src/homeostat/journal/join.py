@@ -1,12 +1,13 @@
 """Predictions and labels become one table of rows with the label that was last known.
 
-It takes tables in order of arrival, the window and the time up to which labels count. It gives
-new tables and works on whole columns, never row by row.
+It takes tables in order of arrival, places in the order of rows, and the time up to which labels
+count. It gives new tables and works on whole columns, never row by row.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,90 +18,182 @@ from homeostat.journal.shape import LABELS
 from homeostat.records import Window, utc
 from homeostat.schema import TIMESTAMP
 
+Key: TypeAlias = tuple[datetime, str]
+"""A place in the order of rows: event time, and within one time the id."""
 
-def first_rows(rows: pa.Table) -> pa.Table:
-    """The row of each id that was recorded first; of rows recorded at once, the first here."""
-    codes, distinct = _codes(rows)
-    if distinct == rows.num_rows:
-        return rows
-    order = np.argsort(_micros(rows, "recorded_at"), kind="stable")[::-1]
-    return rows.take(_chosen(codes, distinct, order))
+NEWEST = 1 << 62  # numbers in the tail are above all in history
+
+ARRIVALS = pa.schema(
+    [
+        *LABELS,
+        ("arrived_at", TIMESTAMP),  # recorded_at, but never earlier than that of a label before
+        ("number", pa.int64()),  # tells labels that arrived at one time apart
+    ]
+)
+"""Versions of labels as they follow one another: by `arrived_at`, then by `number`."""
 
 
-def last_labels(history: pa.Table, tail: pa.Table, as_of: datetime | None) -> pa.Table:
-    """The last version of each label, of those with `labelled_at` not after `as_of`.
+def arrivals(tail: pa.Table, first: int = NEWEST) -> pa.Table:
+    """Labels of the tail with what tells their order, should the clock have been set back.
 
-    Versions follow one another by `recorded_at`; within the tail their order in the file counts,
-    should the clock have been set back, and within history that of the commits.
+    `first` is the number of the first one.
     """
-    if as_of is not None:
-        bound = pa.scalar(utc(as_of), TIMESTAMP)
-        history = history.filter(pc.less_equal(history.column("labelled_at"), bound))
-        tail = tail.filter(pc.less_equal(tail.column("labelled_at"), bound))
-    history = history.sort_by([("recorded_at", "ascending"), ("commit", "ascending")])
-    rows = pa.concat_tables([history.select(LABELS.names), tail])
-    arrived = np.concatenate(
-        [
-            _micros(history, "recorded_at"),
-            np.maximum.accumulate(_micros(tail, "recorded_at")),
-        ]
-    )
-    codes, distinct = _codes(rows)
-    return rows.take(_chosen(codes, distinct, np.argsort(arrived, kind="stable")))
+    arrived = np.maximum.accumulate(_micros(tail, "recorded_at"))
+    number = first + np.arange(tail.num_rows, dtype=np.int64)
+    columns = [*tail.columns, pa.array(arrived).cast(TIMESTAMP), pa.array(number)]
+    return pa.table(columns, schema=ARRIVALS)
 
 
-def looked_up(ids: pa.ChunkedArray, labels: pa.Table) -> pa.ChunkedArray:
-    """The label of each id, null where there is none."""
-    return labels.column("label").take(_places(ids, labels))
+def keys(window: Window | None) -> tuple[Key | None, Key | None]:
+    """The places at which a window starts and ends; None for no bound."""
+    return (None, None) if window is None else ((window.start, ""), (window.end, ""))
 
 
-def joined(rows: pa.Table, labels: pa.Table, *, labelled: bool | None) -> pa.Table:
-    """`rows` with `label` and `labelled_at`, by event time and then id."""
-    place = _places(rows.column("prediction_id"), labels)
-    for name in ("label", "labelled_at"):
-        rows = rows.append_column(labels.schema.field(name), labels.column(name).take(place))
-    if labelled is not None:
-        keep = place.is_valid() if labelled else place.is_null()
-        rows = rows.filter(keep)
-    return rows.take(_ordered(rows))
+def inside(low: Key | None, high: Key | None) -> pc.Expression | None:
+    """The condition that a row lies at or behind `low` and before `high`."""
+    time, identity = pc.field("occurred_at"), pc.field("prediction_id")
+    found: pc.Expression | None = None
+    if low is not None:
+        start = pa.scalar(utc(low[0]), TIMESTAMP)
+        found = time >= start
+        if low[1]:
+            found = found & ((time > start) | (identity >= low[1]))
+    if high is not None:
+        end = pa.scalar(utc(high[0]), TIMESTAMP)
+        before = time < end
+        if high[1]:
+            before = (time <= end) & (before | (identity < high[1]))
+        found = before if found is None else found & before
+    return found
 
 
-def within(rows: pa.Table, window: Window | None) -> pa.Table:
-    """The rows whose event time lies in the window."""
-    if window is None:
+def between(rows: pa.Table, low: Key | None, high: Key | None) -> pa.Table:
+    """The rows from `low` up to and without `high`, in the order in which they are."""
+    condition = inside(low, high)
+    return rows if condition is None else rows.filter(condition)
+
+
+def key_at(rows: pa.Table, place: int) -> Key:
+    """Where the row at `place` stands in the order."""
+    moment = rows.column("occurred_at")[place].as_py()
+    return utc(moment), rows.column("prediction_id")[place].as_py()
+
+
+def ordered(rows: pa.Table) -> pa.Table:
+    """The rows by event time and then id."""
+    if _in_order(rows):
         return rows
-    times = rows.column("occurred_at")
-    return rows.filter(
-        pc.and_(
-            pc.greater_equal(times, pa.scalar(window.start, TIMESTAMP)),
-            pc.less(times, pa.scalar(window.end, TIMESTAMP)),
-        )
-    )
-
-
-def _places(ids: pa.ChunkedArray, labels: pa.Table) -> pa.ChunkedArray:
-    return pc.index_in(ids, value_set=labels.column("prediction_id").combine_chunks())
-
-
-def _ordered(rows: pa.Table) -> pa.Array:
-    return pc.sort_indices(
+    order = pc.sort_indices(
         rows.select(["occurred_at", "prediction_id"]).combine_chunks(),
         sort_keys=[("occurred_at", "ascending"), ("prediction_id", "ascending")],
     )
+    return rows.take(order)
 
 
-def _codes(rows: pa.Table) -> tuple[NDArray[np.int32], int]:
-    """A number for each id, and how many ids there are."""
+def first_rows(rows: pa.Table) -> pa.Table:
+    """The first row of each id."""
     coded = rows.column("prediction_id").combine_chunks().dictionary_encode()
-    return coded.indices.to_numpy(), len(coded.dictionary)
+    if len(coded.dictionary) == rows.num_rows:
+        return rows
+    _, places = np.unique(coded.indices.to_numpy(), return_index=True)
+    return rows.take(pa.array(np.sort(places)))
+
+
+def without(rows: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The rows that have none of these ids."""
+    if not len(ids) or not rows.num_rows:
+        return rows
+    return rows.filter(pc.invert(pc.is_in(rows.column("prediction_id"), pc.unique(ids))))
+
+
+def having(rows: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The rows that have one of these ids."""
+    return rows.filter(pc.is_in(rows.column("prediction_id"), pc.unique(ids)))
+
+
+def newest(rows: pa.Table, source: str | None) -> datetime | None:
+    """The newest event time, of one source or of all; None without such rows."""
+    times = rows.column("occurred_at")
+    if source is not None:
+        times = times.filter(pc.equal(rows.column("source"), source))
+    moment = pc.max(times).as_py()
+    return None if moment is None else utc(moment)
+
+
+def joined(
+    rows: pa.Table,
+    labels: pa.Table,
+    as_of: datetime | None,
+    *,
+    labelled: bool | None,
+    numbers: bool,
+) -> pa.Table:
+    """`rows`, each id once, with `label` and `labelled_at`: the last version of its label.
+
+    `labels` are `ARRIVALS`; of versions that stand there twice either will do. Those that had not
+    arrived by `as_of` do not count, see `_arrived`. With `numbers` the labels are float64.
+    """
+    place = pc.index_in(
+        labels.column("prediction_id"), value_set=rows.column("prediction_id").combine_chunks()
+    )
+    known = place.is_valid()
+    labels, place = labels.filter(known), place.filter(known)
+    row = np.asarray(place.to_numpy(), dtype=np.int64)
+    if as_of is not None:
+        counts = _arrived(labels, _micros(rows, "recorded_at")[row], as_of)
+        labels, row = labels.filter(pa.array(counts)), row[counts]
+    order = np.lexsort([_micros(labels, "number"), _micros(labels, "arrived_at")])
+    last = np.full(rows.num_rows, -1, dtype=np.int64)
+    last[row[order]] = order
+    chosen = pa.array(last, mask=last < 0)
+    kinds = {"label": pa.float64() if numbers else pa.string(), "labelled_at": TIMESTAMP}
+    for name, kind in kinds.items():
+        column = labels.column(name).take(chosen).cast(kind)
+        rows = rows.append_column(pa.field(name, kind), column)
+    if labelled is not None:
+        rows = rows.filter(chosen.is_valid() if labelled else chosen.is_null())
+    return rows
+
+
+def last_labels(labels: pa.Table) -> pa.Table:
+    """The last version of each label; `labels` are `ARRIVALS`."""
+    coded = labels.column("prediction_id").combine_chunks().dictionary_encode()
+    order = np.lexsort([_micros(labels, "number"), _micros(labels, "arrived_at")])
+    last = np.empty(len(coded.dictionary), dtype=np.int64)
+    last[coded.indices.to_numpy()[order]] = order
+    return labels.take(pa.array(np.sort(last)))
+
+
+def looked_up(ids: pa.ChunkedArray, table: pa.Table, name: str) -> pa.ChunkedArray:
+    """The value of each id in the column `name` of a table of ids, null where it has none."""
+    place = pc.index_in(ids, value_set=table.column("prediction_id").combine_chunks())
+    return table.column(name).take(place)
+
+
+def _arrived(labels: pa.Table, recorded: NDArray[np.int64], as_of: datetime) -> NDArray[np.bool_]:
+    """Which labels had arrived by `as_of`; `recorded` are the times at which their rows came.
+
+    A label counts from `labelled_at`. Where its row was journalled by `as_of`, the clock that
+    stamped the row is that of `as_of`, and the label must have been journalled by then, too:
+    dated back, it would else show in a past that did not know it. Where the row itself came
+    later, imported or streamed in event time, what was known when only `labelled_at` tells.
+    """
+    bound = pa.scalar(utc(as_of), TIMESTAMP).cast(pa.int64()).as_py()
+    came = (recorded > bound) | (_micros(labels, "recorded_at") <= bound)
+    return np.asarray((_micros(labels, "labelled_at") <= bound) & came)
+
+
+def _in_order(rows: pa.Table) -> bool:
+    steps = np.diff(_micros(rows, "occurred_at"))
+    if (steps < 0).any():
+        return False
+    same = np.flatnonzero(steps == 0)
+    if not len(same):
+        return True
+    ids = rows.column("prediction_id")
+    rising = pc.less_equal(ids.take(pa.array(same)), ids.take(pa.array(same + 1)))
+    return bool(pc.all(rising).as_py())
 
 
 def _micros(rows: pa.Table, name: str) -> NDArray[np.int64]:
     return np.asarray(rows.column(name).cast(pa.int64()).to_numpy())
-
-
-def _chosen(codes: NDArray[np.int32], distinct: int, order: NDArray[np.int64]) -> pa.Array:
-    """For each id the position that comes last in `order`; positions ascend."""
-    chosen = np.empty(distinct, dtype=np.int64)
-    chosen[codes[order]] = order
-    return pa.array(np.sort(chosen))

@@ -1,0 +1,143 @@
+"""Rows of a window with their labels, piece by piece, however long the window is.
+
+It takes what the tail held at one moment, and snapshots of history that are not older. It gives
+tables in the order of event time and id, each of bounded size; an id shows once, as it is recorded
+in history where both know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from homeostat.journal import join, shape
+from homeostat.journal.join import ARRIVALS, Key
+from homeostat.journal.snapshot import SLICE, Snapshot, cuts, named
+from homeostat.records import Window, utc
+from homeostat.schema import Schema
+
+FILED = pa.schema(
+    [
+        *ARRIVALS,
+        ("occurred_at", ARRIVALS.field("labelled_at").type),  # of the prediction
+        ("source", pa.string()),  # load: an import said so; sent: a client or a person
+    ]
+)
+"""Labels as they lie in history, beside the rows that they belong to."""
+_IDS = pa.schema([("prediction_id", pa.string())])
+
+
+@dataclass(frozen=True)
+class View:
+    """What tail and history hold; the tail was read first, so that nothing sealed is missed."""
+
+    tail: tuple[pa.Table, ...]
+    sent: pa.Table  # labels of the tail, `shape.LABELS`
+    rows: Snapshot
+    labels: Snapshot
+
+    def scan(
+        self,
+        window: Window | None,
+        *,
+        as_of: datetime | None,
+        labelled: bool | None,
+        schema: Schema | None,
+    ) -> Iterator[pa.Table]:
+        """See `contracts.Journal.scan`."""
+        low, high = join.keys(window)
+        columns = schema.journal if schema else self.columns()
+        numbers = schema is not None and schema.target.task == "regression"
+        tail = self._unsealed(columns, low, high)
+        sent = join.arrivals(self.sent)
+        grains = [*self.rows.grains(low, high), *_grains(tail)]
+        for start, end in cuts(grains, low, high):
+            held = self.rows.between(columns, start, end)
+            rows = join.ordered(pa.concat_tables([held, join.between(tail, start, end)]))
+            labels = pa.concat_tables([filed(self, start, end), sent])
+            yield join.joined(rows, labels, as_of, labelled=labelled, numbers=numbers)
+
+    def columns(self) -> pa.Schema:
+        """All columns of all rows, the system's first; of two kinds, the later."""
+        return shape.union([named(self.rows.schema), *(table.schema for table in self.tail)])
+
+    def newest(self, source: str | None) -> datetime | None:
+        """The newest event time, of one source or of all; None without such rows."""
+        moments = [self.rows.newest(source), *(join.newest(t, source) for t in self.tail)]
+        return max((moment for moment in moments if moment is not None), default=None)
+
+    def times(self, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+        """`prediction_id` and `occurred_at` of those ids that are known, each once."""
+        columns = pa.schema([_IDS.field(0), FILED.field("occurred_at")])
+        found = [self.rows.located(ids, columns)]
+        found += [join.having(table.select(columns.names), ids) for table in self.tail]
+        return join.first_rows(pa.concat_tables(found))
+
+    def versions(self, labels: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """All versions of the labels of these ids, as `ARRIVALS`: what imports said, and what was
+        sent. `labels` are `FILED`.
+        """
+        ids, bounds = labels.column("prediction_id"), pc.min_max(labels.column("occurred_at"))
+        parts = [FILED.empty_table()]
+        if labels.num_rows:
+            low = utc(bounds["min"].as_py()), ""
+            high = utc(bounds["max"].as_py()) + timedelta(microseconds=1), ""
+            for start, end in cuts(self.labels.grains(low, high), low, high):
+                parts.append(join.having(self.labels.between(FILED, start, end), ids))
+        filed = pa.concat_tables(parts)
+        imported = pc.equal(filed.column("source"), "load")
+        sent = join.arrivals(join.having(self.sent, ids))
+        return (
+            filed.filter(imported).select(ARRIVALS.names),
+            pa.concat_tables([filed.filter(pc.invert(imported)).select(ARRIVALS.names), sent]),
+        )
+
+    def _unsealed(self, columns: pa.Schema, low: Key | None, high: Key | None) -> pa.Table:
+        """The rows of the tail that history does not know; all lie within the bounds."""
+        tables = [join.between(shape.aligned(table, columns), low, high) for table in self.tail]
+        rows = join.ordered(pa.concat_tables([columns.empty_table(), *tables]))
+        return join.without(rows, self.rows.located(rows.column("prediction_id"), _IDS)[0])
+
+
+def numbered(number: int) -> int:
+    """The number of the first label of a commit; there is room for all of them behind it."""
+    return number << 32
+
+
+def filed(view: View, low: Key | None, high: Key | None) -> pa.Table:
+    """The labels in history of the rows between two places, as `ARRIVALS`."""
+    if view.labels.partitioned:
+        return view.labels.between(ARRIVALS, low, high)
+    whole = view.labels.between(view.labels.schema, None, None)
+    rows = join.between(upgraded(whole, view.times(whole.column("prediction_id"))), low, high)
+    return rows.select(ARRIVALS.names)
+
+
+def upgraded(labels: pa.Table, times: pa.Table) -> pa.Table:
+    """Labels of a history that an earlier version wrote, as `FILED`; all came by import.
+
+    `times` tells the event times of their rows.
+    """
+    ids = labels.column("prediction_id")
+    count = labels.num_rows
+    rows = pa.table(
+        [
+            *labels.select(shape.LABELS.names).columns,
+            labels.column("recorded_at"),
+            labels.column("commit"),
+            join.looked_up(ids, times, "occurred_at"),
+            pa.repeat(pa.scalar("load"), count),
+        ],
+        schema=FILED,
+    )
+    return rows.filter(rows.column("occurred_at").is_valid())
+
+
+def _grains(tail: pa.Table) -> Iterator[tuple[Key, int]]:
+    step = SLICE // 8
+    for start in range(0, tail.num_rows, step):
+        yield join.key_at(tail, start), min(step, tail.num_rows - start)

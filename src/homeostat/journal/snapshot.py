@@ -1,0 +1,337 @@
+"""One version of a Delta table of the journal, to be read in pieces of bounded size.
+
+It takes the list of files that the table's log names. It gives the rows between two places in the
+order of event time and id, the rows of given ids, and where the pieces of a scan should end; what
+a later commit adds or removes changes nothing here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from homeostat.errors import JournalError
+from homeostat.journal import join
+from homeostat.journal.join import Key
+from homeostat.schema import TIMESTAMP
+
+SLICE = 1 << 19  # rows that a scan holds at a time, and the most in one file
+HELD = 256 << 20  # bytes that one table may keep in memory between reads, as estimated
+_CELL = 12  # bytes of a value in memory, on average
+_KINDS = {"double": "number", "string": "category", "bool": "boolean"}
+
+Delta: TypeAlias = Any  # deltalake.DeltaTable, which ships no types
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One Parquet file; its rows are in order of event time and then id."""
+
+    path: str  # relative to the table
+    size: int  # bytes
+    rows: int
+    day: date | None  # None in a table that an earlier version wrote, without partitions
+    first: datetime  # event time
+    last: datetime
+    lowest: str  # id
+    highest: str
+
+
+def home(field: pa.Field, present: pa.Schema) -> str:
+    """The column of a table in which this one lies: its own name, unless one of another kind or
+    another spelling has that already; then `name@kind`.
+
+    Raises JournalError where that is taken, too.
+    """
+    for name in (field.name, f"{field.name}@{_KINDS.get(str(field.type), field.type)}"):
+        taken = [known for known in present.names if known.lower() == name.lower()]
+        if not taken or (taken == [name] and present.field(name).type == field.type):
+            return name
+    raise JournalError(
+        f"the column {field.name!r} is in the history with other spellings and types.",
+        hint="Give it another name in load().",
+    )
+
+
+def homes(columns: pa.Schema, present: pa.Schema) -> list[str]:
+    """Where each of these columns lies, or will when those that are new were added."""
+    names = []
+    for field in columns:
+        name = home(field, present)
+        if name not in present.names:
+            present = present.append(pa.field(name, field.type))
+        names.append(name)
+    return names
+
+
+def cuts(
+    grains: Iterable[tuple[Key, int]], low: Key | None = None, high: Key | None = None
+) -> list[tuple[Key | None, Key | None]]:
+    """Pieces from `low` to `high` of some `SLICE` rows each, one behind the other."""
+    places, held = [low], 0
+    for key, rows in sorted(grains):
+        if (low is not None and key <= low) or (high is not None and key >= high):
+            continue
+        last = places[-1]
+        if held and held + rows > SLICE and (last is None or key > last):
+            places.append(key)
+            held = 0
+        held += rows
+    return list(pairwise([*places, high]))
+
+
+def named(present: pa.Schema) -> pa.Schema:
+    """The columns of a table under the names that rows know them by; of two kinds, the later."""
+    fields: dict[str, pa.DataType] = {}
+    for field in present:
+        base, _, kind = field.name.rpartition("@")
+        again = base in present.names and kind == _KINDS.get(str(field.type))
+        fields[base if again else field.name] = field.type
+    return pa.schema(list(fields.items()))
+
+
+class Snapshot:
+    """The rows of one version. Raises JournalError where a file cannot be read."""
+
+    def __init__(
+        self, path: Path, empty: pa.Schema, delta: Delta | None, before: Snapshot | None = None
+    ) -> None:
+        self.path = path
+        self.version: int = -1 if delta is None else delta.version()
+        self._before = before
+        self._dataset = None
+        self.files: tuple[File, ...] = ()
+        self.partitioned = True
+        self.schema = self._present = empty
+        if delta is None:
+            return
+        from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+        self._dataset = delta.to_pyarrow_dataset(
+            filesystem=SubTreeFileSystem(str(path), LocalFileSystem())
+        )
+        self.partitioned = delta.metadata().partition_columns == ["day"]
+        self._present = self._dataset.schema
+        # The partition is no column of the rows; a feature of that name lies as day@number.
+        partition = ("day",) if self.partitioned else ()
+        self.schema = pa.schema([f for f in self._present if f.name not in partition])
+        listed = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
+        self.files = tuple(sorted((_file(path, one) for one in listed), key=_placed))
+
+    @cached_property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    def between(self, columns: pa.Schema, low: Key | None, high: Key | None) -> pa.Table:
+        """The rows from `low` up to and without `high`, in their order, with these columns; null
+        where the table has no column of that name and kind. None bounds nothing.
+        """
+        if self._held is not None:
+            return self._aligned(join.between(self._held, low, high), columns)
+        rows = self._read(self.files, self._homes(columns), join.inside(low, high))
+        return join.ordered(self._aligned(rows, columns))
+
+    def located(self, ids: pa.Array | pa.ChunkedArray, columns: pa.Schema) -> pa.Table:
+        """The rows that have one of these ids, looked for in the newest files first."""
+        found, left = [columns.empty_table()], pc.unique(ids)
+        for files in self._batches():
+            if not len(left):
+                break
+            bounds = pc.min_max(left)
+            if self._held is not None:
+                rows = self._held
+            else:
+                identity = pc.field("prediction_id")
+                near = (identity >= bounds["min"]) & (identity <= bounds["max"])
+                rows = self._read(files, ["prediction_id"], near)
+            hit = join.having(rows, left)
+            if hit.num_rows and set(columns.names) != {"prediction_id"} and self._held is None:
+                wanted = pc.unique(hit.column("prediction_id"))
+                hit = self._read(files, self._homes(columns), identity.isin(wanted))
+            if hit.num_rows:
+                found.append(self._aligned(hit, columns))
+                gone = hit.column("prediction_id").combine_chunks()
+                left = left.filter(pc.invert(pc.is_in(left, gone)))
+        return pa.concat_tables(found)
+
+    def grains(self, low: Key | None = None, high: Key | None = None) -> Iterator[tuple[Key, int]]:
+        """Places in the order of rows, and how many rows follow each up to about the next one.
+
+        What lies outside of `low` and `high` may be left out.
+        """
+        if self._held is not None:
+            step = SLICE // 8
+            for start in range(0, self._held.num_rows, step):
+                yield join.key_at(self._held, start), min(step, self._held.num_rows - start)
+            return
+        days: dict[date | None, list[File]] = {}
+        for file in self.files:
+            if (low is None or file.last >= low[0]) and (high is None or file.first <= high[0]):
+                days.setdefault(file.day, []).append(file)
+        for files in days.values():
+            if sum(file.rows for file in files) <= SLICE:
+                yield from (((file.first, ""), file.rows) for file in files)
+            else:
+                yield from (grain for file in files for grain in self._groups(file))
+
+    def newest(self, source: str | None) -> datetime | None:
+        """The newest event time, of one source or of all; None where there is no such row."""
+        if source is None:
+            return max((file.last for file in self.files), default=None)
+        newest: datetime | None = None
+        columns = pa.schema([("occurred_at", TIMESTAMP), ("source", pa.string())])
+        for files in self._batches():
+            if newest is not None and newest >= max(file.last for file in files):
+                break
+            rows = self._held
+            if rows is None:
+                rows = self._read(files, columns.names, pc.field("source") == source)
+            moments = (newest, join.newest(rows, source))
+            newest = max((moment for moment in moments if moment), default=None)
+        return newest
+
+    def only(self, files: Sequence[File]) -> Snapshot:
+        """These files of it."""
+        part = copy.copy(self)
+        part.__dict__.pop("rows", None)
+        part.__dict__["_held"] = None
+        part.files = tuple(files)
+        return part
+
+    # --- inside ---
+
+    @cached_property
+    def _held(self) -> pa.Table | None:
+        """All rows in their order, where they are few enough to be kept.
+
+        Files never change, so of a table that grew only the new ones are read.
+        """
+        before, self._before = self._before, None
+        if self.rows * max(len(self.schema), 1) * _CELL > HELD:
+            return None
+        known: pa.Table | None = before._held if before is not None else None
+        seen = {file.path for file in before.files} if before is not None else set()
+        if known is None or not seen <= {file.path for file in self.files}:
+            known, seen = self.schema.empty_table(), set()
+        new = [file for file in self.files if file.path not in seen]
+        if not new and known.schema.equals(self.schema):
+            return known
+        rows = self._read(new, self.schema.names, None)
+        rows = pa.concat_tables([known, rows], promote_options="default").select(self.schema.names)
+        return join.ordered(rows).combine_chunks()
+
+    def _batches(self) -> Iterator[list[File]]:
+        """The files, newest first, some `SLICE` rows at a time; all at once if they are held."""
+        if self._held is not None:
+            yield list(self.files)
+            return
+        batch: list[File] = []
+        for file in sorted(self.files, key=lambda file: file.last, reverse=True):
+            if batch and sum(one.rows for one in batch) + file.rows > SLICE:
+                yield batch
+                batch = []
+            batch.append(file)
+        if batch:
+            yield batch
+
+    def _homes(self, columns: pa.Schema) -> list[str]:
+        return [home(field, self._present) for field in columns]
+
+    def _read(
+        self, files: Sequence[File], names: Sequence[str], condition: pc.Expression | None
+    ) -> pa.Table:
+        """Rows of these files; of the named columns those that the table has, and the order's."""
+        from pyarrow.dataset import FileSystemDataset
+
+        needed = dict.fromkeys((*names, "prediction_id", "occurred_at"))
+        wanted = [name for name in needed if name in self.schema.names]
+        if self._dataset is None or not files:
+            return pa.schema([self.schema.field(name) for name in wanted]).empty_table()
+        order = {file.path: place for place, file in enumerate(files)}
+        try:
+            chosen = sorted(
+                (f for f in self._dataset.get_fragments(condition) if f.path in order),
+                key=lambda fragment: order[fragment.path],
+            )
+            part = FileSystemDataset(
+                chosen, self._dataset.schema, self._dataset.format, self._dataset.filesystem
+            )
+            return part.to_table(columns=wanted, filter=condition)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable("read", self.path, error) from error
+
+    def _aligned(self, rows: pa.Table, columns: pa.Schema) -> pa.Table:
+        held = [
+            rows.column(name) if name in rows.column_names else pa.nulls(rows.num_rows, field.type)
+            for name, field in zip(self._homes(columns), columns, strict=True)
+        ]
+        return pa.table(held, schema=columns)
+
+    def _groups(self, file: File) -> Iterator[tuple[Key, int]]:
+        """The row groups of a file: where each begins, and its rows."""
+        from pyarrow import parquet as pq
+
+        try:
+            about = pq.read_metadata(self.path / file.path)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable("read", self.path, error) from error
+        places = {about.row_group(0).column(i).path_in_schema: i for i in range(about.num_columns)}
+        for group in map(about.row_group, range(about.num_row_groups)):
+            times = group.column(places["occurred_at"]).statistics
+            names = group.column(places["prediction_id"]).statistics
+            if times is None or names is None or not times.has_min_max:
+                yield (file.first, ""), group.num_rows
+                continue
+            # Of rows at one time the ids tell where the group begins.
+            first = names.min if times.min == times.max and names.has_min_max else ""
+            yield (_aware(times.min), first), group.num_rows
+
+
+def unreadable(doing: str, path: Path, error: Exception) -> JournalError:
+    """Only the error's kind is told: its text may hold a value."""
+    return JournalError(
+        f"could not {doing} the history {path} ({type(error).__name__}).",
+        hint="If another process was cleaning up, do it again; else restore it from a copy.",
+    )
+
+
+def _placed(file: File) -> tuple[datetime, str]:
+    return file.first, file.path
+
+
+def _file(path: Path, listed: dict[str, Any]) -> File:
+    """A file as the log tells it; what the log leaves out is asked of the file."""
+    rows, day = listed["num_records"], listed.get("partition.day")
+    first, last = listed.get("min.occurred_at"), listed.get("max.occurred_at")
+    lowest, highest = listed.get("min.prediction_id"), listed.get("max.prediction_id")
+    if rows is None or first is None or last is None or lowest is None or highest is None:
+        from pyarrow import parquet as pq
+
+        held = pq.read_table(path / listed["path"], columns=["prediction_id", "occurred_at"])
+        rows, times = held.num_rows, pc.min_max(held.column("occurred_at"))
+        names = pc.min_max(held.column("prediction_id"))
+        first, last = times["min"].as_py(), times["max"].as_py()
+        lowest, highest = names["min"].as_py(), names["max"].as_py()
+    return File(
+        path=listed["path"],
+        size=listed["size_bytes"],
+        rows=rows,
+        day=day,
+        first=_aware(first),
+        last=_aware(last),
+        lowest=lowest,
+        highest=highest,
+    )
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
