@@ -52,7 +52,14 @@ class Project:
 
     @cached_property
     def journal(self) -> FileJournal:
-        return FileJournal(self.settings.path("data", "logs"))
+        chosen = self.settings.journal
+        return FileJournal(
+            self.settings.path("data", "logs"),
+            ack=chosen.ack,
+            tail=chosen.tail,
+            orphans=chosen.orphans,
+            keep=chosen.keep,
+        )
 
     @cached_property
     def audit(self) -> ChainAudit:
