@@ -41,7 +41,7 @@ def test_each_request_gets_its_own_result():
     async def main():
         group = line(desk)
         results = await asyncio.gather(*(group.ask(i, 1) for i in range(50)))
-        group.close()
+        await group.close()
         return results
 
     assert asyncio.run(main()) == [f"to {i}" for i in range(50)]
@@ -60,7 +60,7 @@ def test_what_comes_while_a_group_is_answered_is_answered_together():
         desk.held.set()
         await asyncio.gather(first, *others)
         assert (group.rows, group.lag) == (0, 0)
-        group.close()
+        await group.close()
 
     asyncio.run(main())
     assert desk.groups == [["first"], list(range(30))]
@@ -76,7 +76,7 @@ def test_a_group_has_an_end_so_that_the_first_need_not_wait_for_the_last():
         await asyncio.sleep(0)
         desk.held.set()
         await asyncio.gather(first, *others)
-        group.close()
+        await group.close()
 
     asyncio.run(main())
     assert desk.groups == [["first"], [0, 1], [2, 3], [4]]
@@ -90,7 +90,7 @@ def test_an_error_is_that_of_the_request_which_it_concerns():
         results = await asyncio.gather(
             group.ask("good", 1), group.ask("bad", 1), return_exceptions=True
         )
-        group.close()
+        await group.close()
         return results
 
     good, bad = asyncio.run(main())
@@ -111,7 +111,7 @@ def test_a_defect_reaches_all_who_wait_and_the_next_are_answered():
         with pytest.raises(ZeroDivisionError):
             await group.ask("a", 1)
         assert await group.ask("b", 1) == "b"
-        group.close()
+        await group.close()
 
     asyncio.run(main())
 
@@ -128,7 +128,7 @@ def test_beyond_the_bound_nobody_may_wait_but_a_large_request_alone_may():
         desk.held.set()
         assert await first == "to first"
         assert await group.ask("second", 10) == "to second"
-        group.close()
+        await group.close()
 
     asyncio.run(main())
 
@@ -143,7 +143,7 @@ def test_who_waits_for_too_long_is_told_so():
             await first
         assert caught.value.code == "timeout"
         desk.held.set()
-        await asyncio.to_thread(group.close)
+        await group.close()
 
     asyncio.run(main())
 
@@ -161,7 +161,7 @@ def test_a_client_that_goes_away_holds_nobody_up():
         assert await first == "to first"
         assert await group.ask("next", 1) == "to next"
         assert group.rows == 0
-        group.close()
+        await group.close()
 
     asyncio.run(main())
 
@@ -174,7 +174,7 @@ def test_closing_answers_what_waits():
         first = await busy(group, desk)
         second = asyncio.create_task(group.ask("second", 1))
         await asyncio.sleep(0)
-        closing = asyncio.create_task(asyncio.to_thread(group.close))
+        closing = asyncio.create_task(group.close())
         desk.held.set()
         assert await asyncio.gather(first, second) == ["to first", "to second"]
         await closing

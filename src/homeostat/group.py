@@ -1,8 +1,8 @@
 """Requests that wait are answered together: one call of the model, one write, one sync for all.
 
 It takes requests from an event loop, and the function that answers several of them at once. It
-gives each its own result; while one group is being written, the next one gathers, so that groups
-grow with the load and a lone request waits for nobody.
+gives each its own result. While one group is being written the next one gathers, so that groups
+grow with the load, and a lone request waits for nobody.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 import structlog
@@ -53,10 +54,12 @@ class Group(Generic[T, R]):
         self._answer = answer
         self._max_rows = max_rows
         self._timeout = timeout
-        self._line: SimpleQueue[_Waiting[T, R] | None] = SimpleQueue()
         self._rows = 0
-        self._oldest: float | None = None
-        self._starting = threading.Lock()
+        self._line: deque[_Waiting[T, R]] = deque()  # the event loop alone touches it
+        self._idle = asyncio.Event()  # no group is being gathered or answered
+        self._idle.set()
+        self._since: float | None = None
+        self._groups: SimpleQueue[list[_Waiting[T, R]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     @property
@@ -66,9 +69,9 @@ class Group(Generic[T, R]):
 
     @property
     def lag(self) -> float:
-        """Since when, in seconds, the group that is being answered has been at it."""
-        oldest = self._oldest
-        return 0.0 if oldest is None else time.monotonic() - oldest
+        """The age of the oldest request that is being answered, seconds."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
 
     async def ask(self, request: T, rows: int) -> R:
         """The result for `request`, which has so many rows.
@@ -78,12 +81,14 @@ class Group(Generic[T, R]):
         """
         if self._rows and self._rows + rows > self._max_rows:
             raise BusyError("busy", f"{self._rows} rows wait already.")
-        if self._thread is None:
-            self._start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R | Exception] = loop.create_future()
         self._rows += rows
-        self._line.put(_Waiting(request, rows, time.monotonic(), future))
+        self._line.append(_Waiting(request, rows, time.monotonic(), future))
+        if self._idle.is_set():
+            # All requests that the loop has read by now take their places before the group goes.
+            self._idle.clear()
+            loop.call_soon(self._go)
         timer = loop.call_later(self._timeout, _expire, future)
         try:
             result = await future
@@ -93,61 +98,51 @@ class Group(Generic[T, R]):
             raise result
         return result
 
-    def close(self) -> None:
-        """Answer what waits, and end the thread."""
-        with self._starting:
-            thread, self._thread = self._thread, None
+    async def close(self) -> None:
+        """Wait until all that waits is answered, and end the thread."""
+        await self._idle.wait()
+        thread, self._thread = self._thread, None
         if thread is not None:
-            self._line.put(None)
-            thread.join()
+            self._groups.put(None)
+            await asyncio.to_thread(thread.join)
 
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="group", daemon=True)
-                self._thread.start()
+    def _go(self) -> None:
+        """Send the next group off, as long as somebody waits."""
+        if not self._line:
+            self._idle.set()
+            return
+        together: list[_Waiting[T, R]] = []
+        rows = 0
+        while self._line and (not together or rows + self._line[0].rows <= TOGETHER):
+            together.append(self._line.popleft())
+            rows += together[-1].rows
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="group", daemon=True)
+            self._thread.start()
+        self._since = together[0].since
+        self._groups.put(together)
 
     def _work(self) -> None:
-        going = True
-        while going:
-            together, going = self._gathered()
-            if not together:
-                continue
-            self._oldest = together[0].since
+        while (together := self._groups.get()) is not None:
             results: Sequence[R | Exception]
             try:
                 results = self._answer([waiting.request for waiting in together])
             except Exception as error:  # noqa: BLE001 - fails closed: told to each that waits
                 _log.error("group failed", error=type(error).__name__)
                 results = [error] * len(together)
-            self._oldest = None
             with suppress(RuntimeError):  # the loop has ended, and with it all that waited
                 loop = together[0].future.get_loop()
                 loop.call_soon_threadsafe(self._deliver, together, results)
 
-    def _gathered(self) -> tuple[list[_Waiting[T, R]], bool]:
-        """Those that wait, at least one; whether the thread goes on."""
-        together: list[_Waiting[T, R]] = []
-        rows = 0
-        waiting = self._line.get()
-        while waiting is not None:
-            together.append(waiting)
-            rows += waiting.rows
-            if rows >= TOGETHER:
-                return together, True
-            try:
-                waiting = self._line.get_nowait()
-            except Empty:
-                return together, True
-        return together, False
-
     def _deliver(
         self, together: Sequence[_Waiting[T, R]], results: Sequence[R | Exception]
     ) -> None:
+        self._since = None
         for waiting, result in zip(together, results, strict=True):
             self._rows -= waiting.rows
             if not waiting.future.done():
                 waiting.future.set_result(result)
+        self._go()
 
 
 def _expire(future: asyncio.Future[R | Exception]) -> None:

@@ -146,7 +146,7 @@ def _watching(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await run_in_threadpool(group.close)
+        await group.close()
         with suppress(HomeostatError):  # only counts of refusals are lost, and the log says why
             await run_in_threadpool(predictor.flush)
 
