@@ -62,8 +62,20 @@ Made from the code by `make settings`; a test fails when this page and the code 
 | 2 | wrong usage |
 | 3, 4, 5, 6 | with `--exit-code` only: drift, broken data, not enough data, gate refused |
 
-One process at a time changes a project: `train`, `monitor`, `step`, `retrain`, `rollback`, `run`
-and `log import` take its lock, and a second one is refused. `serve` needs neither lock nor key.
+One process at a time changes a project: `train`, `adopt`, `monitor`, `step`, `retrain`, `rollback`,
+`run` and `log import` take its lock, and a second one is refused. `serve` and `score` need neither
+lock nor key, and may run at the same time.
+
+`adopt` reads a pickle, and whoever wrote it can run any code on this machine by that: adopt only a
+file that you trust. It is read in a child process that does not see the signing key, and never
+again: what is released is the estimator as it was read, tried and pickled anew.
+
+`score` checks, answers and journals each row as the server would (`source` is `serve`: the monitor
+looks at such rows as at any other), but takes any `occurred_at`. With a column of ids the same file
+may be scored again: known rows are answered as they were and not journalled twice. Without ids every
+run journals new rows. `--on-error stop` ends before the batch of the first row that is refused, and
+says which it is; what was answered until then is in the output file. `--on-error skip` leaves such
+rows out, and counts them by code.
 """
 
 

@@ -33,8 +33,8 @@ from homeostat import __version__, build, cli, settings
 from homeostat.settings import Settings
 
 VERBS = [
-    "init", "doctor", "key", "train", "monitor", "step", "retrain", "rollback", "run", "serve",
-    "status", "history", "verify", "labels", "labels add", "log", "log export", "log import",
+    "init", "doctor", "key", "train", "adopt", "monitor", "step", "retrain", "rollback", "run",
+    "serve", "score", "status", "history", "verify", "labels", "labels add", "log", "log export", "log import",
     "replay", "demo",
 ]  # fmt: skip
 

@@ -139,6 +139,9 @@ def train(folder: Folder = HERE, as_json: AsJson = False) -> None:
     _report(project, outcome, as_json=as_json)
 
 
+app.command()(verbs.adopt)
+
+
 @app.command()
 def monitor(folder: Folder = HERE, as_json: AsJson = False, exit_code: ExitCode = False) -> None:
     """Look at the newest window: evidence and reports, nothing is decided."""
@@ -233,6 +236,9 @@ def serve(
         log_level="warning",
         server_header=False,
     )
+
+
+app.command()(verbs.score)
 
 
 # --- what happened ---

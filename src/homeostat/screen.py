@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from homeostat import report
@@ -43,6 +51,27 @@ def problem(error: HomeostatError) -> None:
 def working(what: str) -> AbstractContextManager[Any]:
     """A spinner while something runs; silent where nobody watches."""
     return err.status(f"{what} …")
+
+
+@contextmanager
+def progress(what: str, unit: str) -> Iterator[Callable[[float, int], None]]:
+    """A bar, told the share that is done and how much that was; silent where nobody watches."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[done]:,} {task.fields[unit]}, {task.fields[speed]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(what, total=1.0, done=0, unit=unit, speed=0.0)
+        began = time.monotonic()
+
+        def told(share: float, done: int) -> None:
+            speed = done / max(time.monotonic() - began, 1e-9)
+            bar.update(task, completed=share, done=done, speed=speed)
+
+        yield told
 
 
 def document(value: Any) -> None:
@@ -171,6 +200,24 @@ def counts(result: Mapping[str, Json], *, as_json: bool) -> None:
         document(result)
         return
     say(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in result.items()))
+
+
+def scored(report: Mapping[str, Json], *, as_json: bool) -> None:
+    if as_json:
+        document(report)
+        return
+    refused = sum(report["refused"].values())
+    out.print(
+        f"{report['answered']:,} of {report['rows']:,} rows answered, {report['repeated']:,} of "
+        f"them as before, {refused:,} refused [dim]({report['seconds']:.1f} s)[/]"
+    )
+    for code, count in sorted(report["refused"].items()):
+        out.print(f"[yellow]{count:,}[/] {escape(code)}")
+    for each in report["refusals"]:
+        out.print(f"[dim]row {each['row']}: {escape(each['why'])}[/]")
+    if report["ignored"]:
+        say(f"No features: {', '.join(report['ignored'])}.")
+    out.print(f"[dim]{escape(report['out'])}[/]")
 
 
 def checks(found: Sequence[Check], *, as_json: bool) -> None:

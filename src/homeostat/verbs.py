@@ -1,4 +1,4 @@
-"""The verbs that take files and data: labels, the journal, replay, the demo.
+"""The verbs that take files and data: adopt, score, labels, the journal, replay, the demo.
 
 The command line registers them among its own; they take the same options, which stand here. Each
 gives what one room came to, as a line for people or a JSON document.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,63 @@ HERE = Path()
 
 labels = typer.Typer(help="True labels that came another way than /feedback.", no_args_is_help=True)
 log = typer.Typer(help="The journal as files.", no_args_is_help=True)
+
+
+def adopt(
+    model: Annotated[
+        Path, typer.Argument(help="Pickle or joblib file; reading it may run any code in it.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="CSV or Parquet of labelled rows like those it was fitted on.")
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="Column to predict, where there are no settings yet.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Column of the event time, where there are no settings yet.")
+    ] = None,
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Release an existing model, which you trust, as the first; --data becomes its reference."""
+    from homeostat import adopt as adoption
+
+    with screen.working("reading and trying the model"):
+        project, outcome = adoption.adopt(folder, model, data, target=target, time=time)
+    screen.outcome(outcome, project.settings.path("reports"), as_json=as_json)
+
+
+def score(
+    file: Annotated[Path, typer.Argument(help="CSV or Parquet with the champion's features.")],
+    out: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet of answers; FILE.scored beside it if unset.")
+    ] = None,
+    identity: Annotated[
+        str | None, typer.Option("--id", help="Column of the ids, if not prediction_id.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Column of the event time, if not occurred_at.")
+    ] = None,
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="What to do with a row that is refused.")
+    ] = "stop",
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Score a file with the champion, journalled as served rows; memory stays bounded."""
+    from homeostat import batch
+
+    given = {"prediction_id": identity, "occurred_at": time}
+    with screen.progress("scoring", "rows") as progress:
+        report = batch.score(
+            load_project(folder).settings,
+            file,
+            out,
+            columns={name: column for name, column in given.items() if column},
+            on_error=on_error,
+            progress=progress,
+        )
+    screen.scored(report.told(), as_json=as_json)
 
 
 @labels.command("add")

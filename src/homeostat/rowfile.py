@@ -1,0 +1,190 @@
+"""Rows of a CSV or Parquet file, batch by batch, as a client would send them.
+
+It takes the file and the schema of the model that is to answer. It gives objects of the features
+with id and time where the file has them; a cell that is not of its feature's kind is left as it
+stands, so that the same check as everywhere refuses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+
+from homeostat.errors import HomeostatError, SchemaError
+from homeostat.records import Json
+from homeostat.schema import Feature, Schema
+
+ROWS = 2_000  # of a batch
+BLOCK = 1 << 20  # bytes of CSV that are read at once
+GIVEN = ("prediction_id", "occurred_at")
+
+
+class RowFile:
+    """An open file of rows; naive times in it are read in `timezone`.
+
+    `columns` is `prediction_id` or `occurred_at` → the name that it has in the file. `ignored` are
+    columns that are no features. Raises HomeostatError for a file that cannot be read, SchemaError
+    for one that lacks a column.
+    """
+
+    def __init__(
+        self, file: Path, schema: Schema, columns: Mapping[str, str], timezone: str | None
+    ) -> None:
+        if not file.is_file():
+            raise HomeostatError(f"{file} does not exist.", hint="Give a CSV or Parquet file.")
+        if file.suffix not in (".csv", ".parquet"):
+            raise HomeostatError(f"{file.name} is neither .csv nor .parquet.")
+        self._file = file
+        self._schema = schema
+        self._timezone = timezone
+        self._bytes = file.stat().st_size
+        self._read = 0.0
+        self._handle = file.open("rb")
+        self._parquet: pq.ParquetFile | None = None
+        try:
+            names = self._names()
+        except pa.ArrowInvalid as error:
+            raise _unreadable(file, error) from error
+        self._given = {
+            name: columns.get(name, name) for name in GIVEN if name in columns or name in names
+        }
+        wanted = [*schema.names, *self._given.values()]
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise SchemaError(
+                f"{file.name} lacks {', '.join(map(repr, missing[:20]))}.",
+                hint="It must have every feature of the champion; see GET /model.",
+            )
+        self._wanted = list(dict.fromkeys(wanted))
+        self.ignored: Sequence[str] = [name for name in names if name not in self._wanted]
+
+    def _names(self) -> list[str]:
+        if self._file.suffix == ".csv":
+            return list(_csv(self._handle, None).schema.names)
+        # With pre_buffer the file would be held in memory as a whole.
+        self._parquet = pq.ParquetFile(self._handle, pre_buffer=False)
+        return list(self._parquet.schema_arrow.names)
+
+    @property
+    def share(self) -> float:
+        """How much of the file was read, from 0 to 1."""
+        return self._read
+
+    def rows(self) -> Iterator[list[dict[str, Json]]]:
+        """The rows in order, at most ROWS at a time."""
+        try:
+            for batch in self._batches():
+                for start in range(0, batch.num_rows, ROWS):
+                    yield self._objects(batch.slice(start, ROWS))
+        except pa.ArrowInvalid as error:
+            raise _unreadable(self._file, error) from error
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        if self._parquet is not None:
+            total, done = self._parquet.metadata.num_rows, 0
+            for batch in self._parquet.iter_batches(ROWS, columns=self._wanted, use_threads=False):
+                done += batch.num_rows
+                self._read = done / total
+                yield batch
+            return
+        self._handle.seek(0)
+        for batch in _csv(self._handle, self._wanted):
+            self._read = self._handle.tell() / self._bytes
+            yield batch
+
+    def _objects(self, batch: pa.RecordBatch) -> list[dict[str, Json]]:
+        columns = {f.name: _values(batch.column(f.name), f) for f in self._schema.features}
+        if "prediction_id" in self._given:
+            columns["prediction_id"] = _ids(batch.column(self._given["prediction_id"]))
+        if "occurred_at" in self._given:
+            column = batch.column(self._given["occurred_at"])
+            columns["occurred_at"] = _times(column, self._timezone)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _csv(handle: Any, wanted: Sequence[str] | None) -> pcsv.CSVStreamingReader:
+    """All cells as text: what a cell holds is for its feature to say, not for a guess."""
+    text = {name: pa.string() for name in wanted or ()}
+    return pcsv.open_csv(
+        handle,
+        read_options=pcsv.ReadOptions(block_size=BLOCK, use_threads=False),
+        parse_options=pcsv.ParseOptions(newlines_in_values=True),
+        convert_options=pcsv.ConvertOptions(
+            column_types=text,
+            include_columns=list(wanted or ()),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            null_values=[""],
+        ),
+    )
+
+
+def _values(column: pa.Array, feature: Feature) -> list[Any]:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.dictionary_decode(), kind.value_type
+    if feature.kind == "category" or pa.types.is_null(kind):
+        return list(column.to_pylist())
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if feature.kind == "boolean":
+        return _cast(column, pa.bool_()) if text else list(column.to_pylist())
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not number and not text:
+        return list(column.to_pylist())
+    return [_known(value) for value in _cast(column, pa.float64())]
+
+
+def _known(value: Any) -> Any:
+    # NaN is how a frame of numbers says null.
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> list[Any]:
+    """The values as `kind`; what is none stays as it is."""
+    try:
+        return list(column.cast(kind, safe=False).to_pylist())
+    except pa.ArrowInvalid:
+        return [_cast_one(cell, kind) for cell in column]
+
+
+def _cast_one(cell: pa.Scalar, kind: pa.DataType) -> Any:
+    try:
+        return cell.cast(kind, safe=False).as_py()
+    except pa.ArrowInvalid:
+        return cell.as_py()
+
+
+def _ids(column: pa.Array) -> list[Any]:
+    whole = pa.types.is_integer(column.type)
+    return list((column.cast(pa.string()) if whole else column).to_pylist())
+
+
+def _times(column: pa.Array, timezone: str | None) -> list[Any]:
+    """Times as RFC 3339 writes them; naive ones get the zone, if there is one."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        try:  # text with an offset is no naive time, and stays as it is
+            naive = column.cast(pa.timestamp("us")) if timezone else None
+        except pa.ArrowInvalid:
+            naive = None
+        if naive is None:
+            return list(column.to_pylist())
+        column = naive
+    if not pa.types.is_timestamp(column.type):
+        return list(column.to_pylist())
+    if column.type.tz is None and timezone:
+        column = pc.assume_timezone(column, timezone, ambiguous="earliest", nonexistent="latest")
+    zone = None if column.type.tz is None else "UTC"
+    moments = column.cast(pa.timestamp("us", zone), safe=False).to_pylist()
+    return [None if moment is None else moment.isoformat() for moment in moments]
+
+
+def _unreadable(file: Path, error: Exception) -> HomeostatError:
+    why = str(error).partition("invalid value")[0].partition(", got ")[0].strip(" :")
+    return HomeostatError(f"{file.name} cannot be read: {why}.")
