@@ -31,7 +31,7 @@ _NOTHING = msgspec.Raw(b"")
 _NULL = type(None)
 _HELD: dict[pa.DataType, tuple[type, ...]] = {
     pa.string(): (str, _NULL),
-    pa.float64(): (float, int, _NULL),
+    pa.float64(): (float, _NULL),
     pa.bool_(): (bool, _NULL),
     TIMESTAMP: (str,),  # as text, which Arrow reads back
 }
@@ -71,7 +71,7 @@ class Encoder:
                 row[place] = _NOTHING
         try:
             text = _json(row)
-        except (UnicodeEncodeError, OverflowError):
+        except UnicodeEncodeError:
             raise _unfit() from None
         if b"\\" in text or b"null" in text:
             return _careful(row)

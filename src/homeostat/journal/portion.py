@@ -42,9 +42,7 @@ class Stretch:
     @classmethod
     def of(cls, tail: Tail) -> Stretch:
         """To be called under the lock, when the tail was followed."""
-        return cls(
-            tail.file, tail.path, tail.place(tail.start), tail.place(tail.end), tail.schema
-        )
+        return cls(tail.file, tail.path, tail.place(tail.start), tail.place(tail.end), tail.schema)
 
     def portion(self, fingerprint: str, before: datetime, limit: int) -> Portion | None:
         """The longest start of whole records, `limit` at most, that were recorded `before`."""

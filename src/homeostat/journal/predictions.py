@@ -8,11 +8,12 @@ request, the rows of given ids, and all rows per file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -28,8 +29,7 @@ from homeostat.records import Appended, Committed, Entry
 _NONE: frozenset[bytes] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(NamedTuple):
     """The records of one request."""
 
     records: list[bytes]
@@ -186,11 +186,11 @@ class Predictions:
         self._disk.trusted()
         with self._caught_up() as files:
             group = _Group(columns, files)
-            for request in requests:
-                group.take(request)
+            group.take(requests)
             if group.pending:
                 records = list(group.pending.values())
-                tail = files.ready(columns.shape, self._disk)
+                tail = files.tails.get(columns.fingerprint)
+                tail = tail or files.ready(columns.shape, self._disk)
                 data = b"".join(records)
                 self._disk.write(tail.file.file, data, tail.place(tail.end), tail.path)
                 index = files.consumers[columns.fingerprint]
@@ -222,30 +222,33 @@ class _Seen:
 
 
 class _Group:
-    """Requests that are written together, taken one after another under the lock."""
+    """Requests that are written together; a later one knows what an earlier one brings."""
 
     def __init__(self, columns: _Columns, files: Files[Index]) -> None:
         self._columns = columns
         self._files = files
+        self._sizes: list[int] = []
         self.pending: dict[bytes, bytes] = {}  # records to write, by key
         self.outcomes: list[list[bytes] | ConflictError] = []  # or the records that were repeated
-        self._sizes: list[int] = []
         self.seen = _Seen()
 
-    def take(self, request: _Request) -> None:
-        new = dict(zip(request.keys, request.records, strict=True))
-        self._sizes.append(len(request.keys))
+    def take(self, requests: Sequence[_Request]) -> None:
+        """All at once where every row is new, or else one request after another."""
+        self._sizes = [len(request.keys) for request in requests]
+        new: dict[bytes, bytes] = {}
+        for request in requests:
+            new.update(zip(request.keys, request.records, strict=True))
         # Of two views the shorter one is gone through.
-        known: list[Collection[bytes]] = [self.pending.keys()]
-        known += [index.places.keys() for index in self._files.consumers.values()]
-        if len(new) == len(request.keys) and all(map(new.keys().isdisjoint, known)):
-            self.pending.update(new)
-            self.outcomes.append([])
+        known = [index.places.keys() for index in self._files.consumers.values()]
+        if len(new) == sum(self._sizes) and all(map(new.keys().isdisjoint, known)):
+            self.pending = new
+            self.outcomes = [[] for _ in requests]
             return
-        try:
-            self.outcomes.append(self._sorted_out(request))
-        except ConflictError as error:
-            self.outcomes.append(error)
+        for request in requests:
+            try:
+                self.outcomes.append(self._sorted_out(request))
+            except ConflictError as error:
+                self.outcomes.append(error)
 
     def _sorted_out(self, request: _Request) -> list[bytes]:
         """Take what is new; return the recorded rows of the rest."""
@@ -276,20 +279,26 @@ class _Group:
     def results(self, columns: pa.Schema) -> list[Committed | ConflictError]:
         """What became of each request."""
         lists = [outcome for outcome in self.outcomes if isinstance(outcome, list)]
-        recorded = _decoded(b"".join(record for found in lists for record in found), columns)
+        records = b"".join(record for found in lists for record in found)
+        recorded = _decoded(records, columns) if records else None
         results: list[Committed | ConflictError] = []
         start = 0
         for outcome, size in zip(self.outcomes, self._sizes, strict=True):
             if isinstance(outcome, ConflictError):
                 results.append(outcome)
-            elif not outcome:
-                results.append(Committed(size, 0))
+            elif recorded is None or not outcome:
+                results.append(_plain(size))
             else:
                 count = len(outcome)
                 rows = recorded.slice(start, count)
                 results.append(Committed(size - count, count, rows))
                 start += count
         return results
+
+
+@lru_cache(maxsize=128)
+def _plain(rows: int) -> Committed:
+    return Committed(rows, 0)
 
 
 def _conflict(row: int) -> ConflictError:
