@@ -27,7 +27,7 @@ GIVEN = ("prediction_id", "occurred_at")
 
 
 class RowFile:
-    """An open file of rows; naive times in it are read in `timezone`.
+    """A file of rows; naive times in it are read in `timezone`.
 
     `columns` is `prediction_id` or `occurred_at` → the name that it has in the file. `ignored` are
     columns that are no features. Raises HomeostatError for a file that cannot be read, SchemaError
@@ -46,10 +46,8 @@ class RowFile:
         self._timezone = timezone
         self._bytes = file.stat().st_size
         self._read = 0.0
-        self._handle = file.open("rb")
-        self._parquet: pq.ParquetFile | None = None
         try:
-            names = self._names()
+            names = _names(file)
         except pa.ArrowInvalid as error:
             raise _unreadable(file, error) from error
         self._given = {
@@ -64,13 +62,6 @@ class RowFile:
             )
         self._wanted = list(dict.fromkeys(wanted))
         self.ignored: Sequence[str] = [name for name in names if name not in self._wanted]
-
-    def _names(self) -> list[str]:
-        if self._file.suffix == ".csv":
-            return list(_csv(self._handle, None).schema.names)
-        # With pre_buffer the file would be held in memory as a whole.
-        self._parquet = pq.ParquetFile(self._handle, pre_buffer=False)
-        return list(self._parquet.schema_arrow.names)
 
     @property
     def share(self) -> float:
@@ -87,17 +78,20 @@ class RowFile:
             raise _unreadable(self._file, error) from error
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        if self._parquet is not None:
-            total, done = self._parquet.metadata.num_rows, 0
-            for batch in self._parquet.iter_batches(ROWS, columns=self._wanted, use_threads=False):
-                done += batch.num_rows
-                self._read = done / total
-                yield batch
-            return
-        self._handle.seek(0)
-        for batch in _csv(self._handle, self._wanted):
-            self._read = self._handle.tell() / self._bytes
-            yield batch
+        with self._file.open("rb") as handle:
+            if self._file.suffix == ".csv":
+                with _csv(handle, self._wanted) as reader:
+                    for batch in reader:
+                        self._read = handle.tell() / self._bytes
+                        yield batch
+                return
+            # With pre_buffer the file would be held in memory as a whole.
+            with pq.ParquetFile(handle, pre_buffer=False) as parquet:
+                done = 0
+                for batch in parquet.iter_batches(ROWS, columns=self._wanted, use_threads=False):
+                    done += batch.num_rows
+                    self._read = done / parquet.metadata.num_rows
+                    yield batch
 
     def _objects(self, batch: pa.RecordBatch) -> list[dict[str, Json]]:
         columns = {f.name: _values(batch.column(f.name), f) for f in self._schema.features}
@@ -107,6 +101,13 @@ class RowFile:
             column = batch.column(self._given["occurred_at"])
             columns["occurred_at"] = _times(column, self._timezone)
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _names(file: Path) -> list[str]:
+    if file.suffix == ".parquet":
+        return list(pq.read_schema(file).names)
+    with file.open("rb") as handle, _csv(handle, None) as reader:
+        return list(reader.schema.names)
 
 
 def _csv(handle: Any, wanted: Sequence[str] | None) -> pcsv.CSVStreamingReader:

@@ -69,7 +69,9 @@ def score(
 ) -> None:
     """Score a file with the champion, journalled as served rows; memory stays bounded."""
     from homeostat import batch
+    from homeostat.web import logs
 
+    logs.as_json()  # on stderr, so that stdout holds the report alone
     given = {"prediction_id": identity, "occurred_at": time}
     with screen.progress("scoring", "rows") as progress:
         report = batch.score(
