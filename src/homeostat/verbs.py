@@ -6,6 +6,7 @@ gives what one room came to, as a line for people or a JSON document.
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -71,7 +72,7 @@ def score(
     from homeostat import batch
     from homeostat.web import logs
 
-    logs.as_json()  # on stderr, so that stdout holds the report alone
+    logs.as_json(logging.WARNING)  # on stderr: stdout holds the report alone
     given = {"prediction_id": identity, "occurred_at": time}
     with screen.progress("scoring", "rows") as progress:
         report = batch.score(

@@ -6,6 +6,7 @@ feature, unless `serving.log` is "values"; refusals and failures are always told
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -20,8 +21,10 @@ IDS = 100  # prediction ids, and rows of values, that one line names at most
 _log = structlog.get_logger("homeostat.web")
 
 
-def as_json() -> None:
-    """One JSON object a line on stderr, unless the process has chosen otherwise."""
+def as_json(least: int = logging.INFO) -> None:
+    """One JSON object a line on stderr, unless the process has chosen otherwise; lines below the
+    level `least` are left out.
+    """
     if not structlog.is_configured():
         structlog.configure(
             processors=[
@@ -29,6 +32,7 @@ def as_json() -> None:
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 structlog.processors.JSONRenderer(serializer=_encoded),
             ],
+            wrapper_class=structlog.make_filtering_bound_logger(least),
             logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
         )
 
