@@ -85,8 +85,8 @@ class Journal(Protocol):
 
         `window` is of event time, None for all; labels that arrived after `as_of` are hidden, and
         so are those that came later and are dated back, where the row itself was recorded by
-        then; `labelled=True` keeps only rows with a label. With `schema`, the features are its own, in
-        its order, null where a row never had them.
+        then; `labelled=True` keeps only rows with a label. With `schema`, the features are its
+        own, in its order, null where a row never had them.
         """
         ...
 
@@ -211,6 +211,12 @@ class Trainer(Protocol):
         self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None
     ) -> pa.Table:
         """`prediction`, `probability` and `probabilities` of each row, in order."""
+        ...
+
+    def with_twin(self, candidate: Candidate, rows: pa.Table) -> Candidate:
+        """The candidate about to be released, with an ONNX twin among its objects where one
+        proved equal to the model on these rows, and what was found in `twin`. Never raises.
+        """
         ...
 
 

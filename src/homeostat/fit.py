@@ -30,9 +30,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from homeostat.errors import TrainingError
+from homeostat.errors import SchemaError, TrainingError
 from homeostat.profile import Profile
-from homeostat.schema import Schema
+from homeostat.schema import UNSEEN, Schema
 from homeostat.scoring import Calibrator, Scorer, outputs, tabulate
 from homeostat.script import called, opened, own_modules
 
@@ -43,7 +43,6 @@ GOLDEN = 20  # rows that a loaded model must answer as it did here
 SAMPLE = 5_000  # training rows that are kept for people and for Evidently
 LOG = 20_000  # bytes of the user's output that are kept, the last ones
 PARAMS, PARAM = 100, 200  # most parameters, and characters of each
-UNSEEN = "homeostat: a level that training never saw"
 PACKAGES = ("homeostat", "numpy", "pandas", "scikit-learn")
 LEARNERS = ("lightgbm", "xgboost", "catboost")
 
@@ -82,6 +81,57 @@ def fit(job: Job, rows: pa.Table, schema: Schema) -> Fitted:
         objects = _objects(Scorer(_read_back(model), schema), rows, job)
         log = _tail(output)
     return Fitted({"model": model, **objects}, seconds, params, _versions(), log)
+
+
+def adopt(job: Job, content: bytes, rows: pa.Table, schema: Schema) -> Fitted:
+    """What `fit` gives, of an estimator that was fitted elsewhere; `rows` are its reference.
+
+    `content` is a pickle or a file of joblib's, which may run any code when it is read: the user
+    vouches for it. Raises TrainingError when the estimator cannot be released.
+    """
+    with _captured() as output:
+        estimator = _opened(content)
+        _check(estimator, schema, "the file holds")
+        _check_classes(estimator, schema)
+        model = _pickled(estimator)
+        objects = _objects(Scorer(_read_back(model), schema), rows, job)
+        log = _tail(output)
+    return Fitted({"model": model, **objects}, 0.0, _params(estimator), _versions(), log)
+
+
+def features_of(content: bytes) -> tuple[str, ...] | None:
+    """The names that the estimator in a file was fitted with, in order; None where it has none.
+
+    Raises TrainingError as `adopt` does.
+    """
+    with _captured():
+        names = getattr(_opened(content), "feature_names_in_", None)
+    return None if names is None else tuple(str(name) for name in names)
+
+
+def _opened(content: bytes) -> Any:
+    import joblib
+
+    try:
+        return joblib.load(io.BytesIO(content))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"the model cannot be read: {type(error).__name__}: {error}",
+            hint="It must be a pickle or a joblib file, made with the libraries installed here.",
+        ) from error
+
+
+def _check_classes(estimator: Any, schema: Schema) -> None:
+    for known in np.asarray(getattr(estimator, "classes_", ())).tolist():
+        try:
+            schema.target.text(known)
+        except SchemaError as error:
+            raise TrainingError(
+                f"the model knows a class of {schema.target.name!r} that no row of the data has.",
+                hint=f"{error.hint} Bring rows of every class.",
+            ) from error
 
 
 def _trained(job: Job, frame: pd.DataFrame, schema: Schema) -> tuple[bytes, float, dict[str, str]]:
@@ -128,12 +178,12 @@ def training_frame(rows: pa.Table, schema: Schema) -> pd.DataFrame:
     return frame
 
 
-def _check(estimator: Any, schema: Schema) -> None:
+def _check(estimator: Any, schema: Schema, what: str = "fit() returned") -> None:
     needed = ["predict"] if schema.target.task == "regression" else ["predict", "predict_proba"]
     missing = [name for name in needed if not callable(getattr(estimator, name, None))]
     if missing:
         raise TrainingError(
-            f"fit() returned {type(estimator).__name__}, which has no {' and no '.join(missing)}.",
+            f"{what} {type(estimator).__name__}, which has no {' and no '.join(missing)}.",
             hint="Return a fitted estimator with scikit-learn's methods.",
         )
 

@@ -28,6 +28,11 @@ class Holdout:
     window: Window
     problem: str  # one sentence when the rows do not suffice, else empty
 
+    @property
+    def judging(self) -> pa.Table:
+        """The fresh rows; where there are none, those of training."""
+        return self.fresh if self.fresh.num_rows else self.training
+
 
 def before(rows: pa.Table, moment: datetime) -> pa.Table:
     """The rows whose event time is earlier than `moment`."""

@@ -237,6 +237,8 @@ class Loop:
                 self._query(candidate)
                 self.audit.write("refitted", now, fitted(candidate))
                 verdict = replace(verdict, sibling=True)
+            if verdict.promote:
+                candidate = self.trainer.with_twin(candidate, parts.judging)
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("training_failed", now, {"reason": cause(error)})
             self._tell("training failed", cause(error))
@@ -267,6 +269,7 @@ class Loop:
             verdict = replace(verdict, sibling=True)
         candidate = self._fit(rows, schema, parts.window.end, now, None)
         self.audit.write("first", now, fitted(candidate))
+        candidate = self.trainer.with_twin(candidate, parts.judging)
         return replace(candidate, kind="first"), verdict
 
     def _fit(

@@ -243,6 +243,7 @@ class MemoryReleases:
             "parent": candidate.parent,
             "task": Schema.from_json(candidate.objects["schema"]).target.task,
             "objects": hashes,
+            "twin": candidate.twin,
             "training": candidate.training,
             "gate": verdict,
             "seconds": candidate.seconds,

@@ -261,6 +261,7 @@ class Candidate:
     versions: Mapping[str, str]
     seed: int
     log: str = ""  # what the user's code printed
+    twin: Mapping[str, Json] | None = None  # which engine serves and why, once that was tried
 
 
 @dataclass(frozen=True, slots=True)

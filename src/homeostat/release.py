@@ -109,6 +109,7 @@ class FileReleases:
             "parent": candidate.parent,
             "task": task,
             "objects": hashes,
+            "twin": candidate.twin,
             "training": candidate.training,
             "gate": verdict,
             "seconds": candidate.seconds,

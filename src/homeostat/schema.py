@@ -32,6 +32,7 @@ FORMAT = 1
 MAX_BINS = 128  # quantile bins of a number, nulls apart
 MAX_LEVELS = 255  # known levels of a category; the rest are "other"
 TIMESTAMP = pa.timestamp("us", "UTC")
+UNSEEN = "homeostat: a level that training never saw"
 
 SYSTEM = {
     "prediction_id": pa.string(),

@@ -6,15 +6,16 @@ It gives rows in the journal's form and candidates in bytes; nothing is unpickle
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat import fit, script
+from homeostat import fit, script, twin
 from homeostat.contracts import Engine
-from homeostat.errors import SchemaError, TrainingError
+from homeostat.errors import SchemaError, TrainingError, cause
 from homeostat.infer import infer
 from homeostat.records import Candidate, TrainingRows
 from homeostat.rowhash import frame_hash
@@ -141,6 +142,19 @@ class ScriptTrainer:
         """
         return self._engine.run(
             fit.score, model, rows.select(list(schema.names)), schema, calibrator
+        )
+
+    def with_twin(self, candidate: Candidate, rows: pa.Table) -> Candidate:
+        """The candidate with the twin of its model where one proved equal to it; see `twin`."""
+        held = candidate.objects
+        try:
+            made = self._engine.run(twin.make, held["model"], held["schema"], held["golden"], rows)
+        except Exception as error:  # noqa: BLE001 - fails closed: the model itself serves, and why
+            return replace(candidate, twin={"engine": "native", "why": cause(error)})
+        if made.content is None:
+            return replace(candidate, twin=made.told)
+        return replace(
+            candidate, twin=made.told, objects={**candidate.objects, "twin": made.content}
         )
 
     def _check(self, rows: pa.Table, schema: Schema, cutoff: datetime) -> None:

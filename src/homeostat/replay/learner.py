@@ -183,3 +183,7 @@ class PolicyTrainer:
         self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None
     ) -> pa.Table:
         return self._shared.trainer.score(model, rows, schema, calibrator)
+
+    def with_twin(self, candidate: Candidate, rows: pa.Table) -> Candidate:  # noqa: ARG002
+        """The candidate as it is: nothing is served in a replay."""
+        return candidate
