@@ -182,6 +182,8 @@ def told(status, headers, text) -> dict:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("value", BAD_VALUES.values(), ids=BAD_VALUES)
 def test_a_value_that_is_none_is_refused_wherever_it_stands(connection, path, value):
+    if path == "/invocations" and value == b"NaN":
+        pytest.skip("MLflow's own client writes NaN for a missing value, so it is null there")
     for template in TEMPLATES[path]:
         told(*send(connection, path, template.encode().replace(b"@", value)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +19,7 @@ from homeostat.champion import Champion
 from homeostat.decode import MAX_ID
 from homeostat.records import Json
 from homeostat.schema import Feature, Schema, Target
+from homeostat.web.admin import PATH as ROLLBACK
 
 LEVELS = 20  # known levels of a category that the description names
 
@@ -60,9 +62,23 @@ _FAILURES = {
     "413": "the body or the array is too large",
     "415": "the content type is not application/json",
     "422": "does not fit the schema",
+    "429": "too many rows wait already",
     "503": "no champion, or the journal cannot be written",
 }
-
+_REFUSALS = {
+    "401": _FAILURES["401"],
+    "403": _FAILURES["403"],
+    "503": "no champion, or what is asked cannot be done now",
+}
+"""Of what takes no body."""
+_ROLLBACK = {
+    **_REFUSALS,
+    "400": _FAILURES["400"],
+    "409": "there is no earlier release",
+    "413": "the body is too large",
+    "415": _FAILURES["415"],
+    "422": "a rollback takes no arguments",
+}
 
 _PREDICT = {
     "summary": "Predict one row, or an array of rows",
@@ -86,10 +102,10 @@ def document(base: dict[str, Json], champion: Champion | None, *, keys: bool) ->
     _fill(full["paths"][PREDICT]["post"], "Row", "Answer", example, many=True)
     label = {"prediction_id": "the id that was answered", "label": _some_label(champion)}
     _fill(full["paths"]["/feedback"]["post"], "Label", "Taken", label, many=False)
-    for operations in full["paths"].values():
-        for operation in operations.values():
-            for status, text in _FAILURES.items() if "requestBody" in operation else ():
-                operation["responses"][status] = _content(text, {"$ref": _ref("Error")})
+    _invocations(full["paths"]["/invocations"]["post"], example)
+    metrics = full["paths"]["/metrics"]["get"]["responses"]["200"]
+    metrics["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    _refuse(full["paths"])
     if keys:
         full["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         full["security"] = [{"key": []}]
@@ -229,6 +245,55 @@ def _fill(
     given = {"$ref": _ref(answer)}
     shape = {"oneOf": [given, {"type": "array", "items": given}]} if many else given
     operation["responses"] = {"200": _content("OK", shape)}
+
+
+def _invocations(operation: dict[str, Any], example: Json | None) -> None:
+    """MLflow's formats, of which a request has one, and its answer."""
+    rows: dict[str, Json] = {"type": "array", "items": {"$ref": _ref("Row")}}
+    lists: dict[str, Json] = {"type": "array", "items": {"type": "array"}}
+    columns = {"type": "object", "additionalProperties": {"type": "array"}}
+    split = {
+        "type": "object",
+        "properties": {
+            "columns": {"type": "array", "items": {"type": "string"}},
+            "data": lists,
+            "index": {},
+        },
+        "required": ["columns", "data"],
+        "additionalProperties": False,
+    }
+    formats = {
+        "dataframe_split": split,
+        "dataframe_records": rows,
+        "instances": {"anyOf": [rows, lists, columns]},
+        "inputs": {"anyOf": [rows, lists, columns]},
+    }
+    media: dict[str, Json] = {
+        "schema": {
+            "type": "object",
+            "properties": {**formats, "params": {"type": "object", "maxProperties": 0}},
+            "oneOf": [{"required": [name]} for name in formats],
+            "additionalProperties": False,
+        }
+    }
+    if example is not None:
+        media["example"] = {"dataframe_records": [example]}
+    operation["requestBody"] = {"required": True, "content": {"application/json": media}}
+    answer = {
+        "predictions": {"type": "array"},
+        "prediction_ids": {"type": "array", "items": {"type": "string"}},
+    }
+    shape = {"type": "object", "properties": answer, "required": list(answer)}
+    operation["responses"] = {"200": _content("OK", shape)}
+
+
+def _refuse(paths: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
+    """The errors that each operation may answer with."""
+    for path, operations in paths.items():
+        for operation in operations.values():
+            failures = _FAILURES if "requestBody" in operation else _REFUSALS
+            for status, text in (_ROLLBACK if path == ROLLBACK else failures).items():
+                operation["responses"][status] = _content(text, {"$ref": _ref("Error")})
 
 
 def _content(text: str, shape: Json) -> dict[str, Json]:
