@@ -230,6 +230,28 @@ def test_nothing_is_written_for_no_rows(journal, folder):
     assert not (folder / "predictions.csv").exists()
 
 
+def test_files_stay_open_and_the_folder_is_not_read_again(folder, monkeypatch):
+    one, other = tail_of(folder), tail_of(folder)
+    for tail in (one, other):
+        tail.commit(COLUMNS, [entry("a")])
+    for name in ("open", "scandir"):
+        monkeypatch.setattr(os, name, lambda *args: pytest.fail("looked again"))
+    for number in range(3):
+        for tail, name in ((one, "one"), (other, "other")):
+            assert tail.commit(COLUMNS, [entry(f"{name}-{number}")]) == [Committed(1, 0)]
+    assert other.commit(COLUMNS, [entry("one-2")])[0].repeated == 1
+
+
+def test_where_a_file_system_has_no_full_flush_a_plain_one_does(journal, folder, monkeypatch):
+    unknown = 99_999  # what fcntl refuses, as it does where macOS cannot flush the drive
+    monkeypatch.setattr(disk_module.fcntl, "F_FULLFSYNC", unknown, raising=False)
+    flushed = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(file) or fsync(file))
+    assert journal.commit(COLUMNS, [entry("a")]) == [Committed(1, 0)]
+    assert flushed
+
+
 def test_with_ack_write_rows_are_in_the_file_and_nothing_is_flushed(folder, monkeypatch):
     journal = FileJournal(folder, ack="write")
     journal.commit(COLUMNS, [entry("a")])
@@ -296,6 +318,45 @@ def test_a_failed_flush_fails_all_that_wait_for_one(journal, folder, monkeypatch
 
 
 # --- other processes ---
+
+
+BUSY = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_journal_tail import COLUMNS, NARROW, entry, tail_of
+
+tail = tail_of(Path(sys.argv[1]))
+for number in range(120):
+    columns = NARROW if number % 40 == 20 else COLUMNS
+    names = [f"{sys.argv[2]}-{number}-{i}" for i in range(3)]
+    print(*names, flush=True)
+    for _ in range(2):
+        (done,) = tail.commit(columns, [entry(*names, columns=columns)])
+    assert done.written + done.repeated == 3
+"""
+
+
+def test_every_row_of_busy_workers_is_cut_off_once_or_still_there(folder):
+    """A row that came again after it was cut off is one more row, which history leaves out."""
+    here = str(Path(__file__).parent)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY, str(folder), name, here], stdout=subprocess.PIPE, text=True
+        )
+        for name in ("one", "two")
+    ]
+    tail, gone = tail_of(folder), []
+    while any(worker.poll() is None for worker in workers):
+        for portion in tail.portions(FAR, limit=50):
+            assert tail.cut(portion)
+            gone += ids(portion.table)
+        present = all_ids(tail)
+        assert len(set(present)) == len(present)
+    asked = {name for worker in workers for name in worker.communicate()[0].split()}
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert len(asked) == 720
+    assert set(gone) | set(all_ids(tail)) == asked
 
 
 def test_a_lock_file_that_was_taken_away_leaves_no_worker_alone_with_the_old_one(folder):

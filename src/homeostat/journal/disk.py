@@ -246,9 +246,3 @@ def put(file: int, data: bytes | memoryview) -> None:
         if count == 0:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rest = rest[count:]
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    with Lock(path).held():
-        yield
