@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import structlog
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
-from serving_fixtures import SOURCE
+from serving_fixtures import ROW, SOURCE, objects, promote, until
 
 from homeostat.web import logs
 from homeostat.web.logs import RequestLog
@@ -275,3 +279,70 @@ def test_the_sum_stays_when_a_worker_dies_but_not_what_it_had_waiting(tmp_path):
             if process is not None:
                 process.kill()
                 process.communicate()
+
+
+@contextmanager
+def two_workers(root):
+    """`homeostat serve` with two processes; its URL, and where their counters lie."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    temporary = root / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "TMPDIR": str(temporary)}
+    environment |= {"HOMEOSTAT_SERVING__WORKERS": "2", "OMP_NUM_THREADS": "1"}
+    environment.pop(FOLDER, None)
+    command = [sys.executable, "-m", "homeostat", "serve", "-p", str(root), "--port", str(port)]
+    with (root / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        yield f"http://127.0.0.1:{port}", temporary
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def ready(url):
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health/ready").status_code == 200
+    return False
+
+
+def test_a_scrape_of_any_worker_tells_the_sum_over_all(tmp_path):
+    promote(tmp_path, objects())
+    with two_workers(tmp_path) as (url, temporary):
+        until(lambda: ready(url), what="the server")
+        folder = next(temporary.glob("homeostat-metrics-*"))
+
+        sent = 0
+        # A connection of its own for each request, so that the kernel shares them out.
+        while sent < 40 or len(took_part(folder)) < 2:
+            assert sent < 2_000, "one worker took every connection"
+            assert httpx.post(f"{url}/predict", json=ROW).status_code == 200
+            sent += 1
+        assert httpx.post(f"{url}/predict", json={**ROW, "amount": "x"}).status_code == 422
+
+        def scraped():
+            told = samples(httpx.get(f"{url}/metrics").text)
+            return (
+                told["homeostat_predictions_total",],
+                told["homeostat_nulls_total", "gap"],
+                told["homeostat_requests_total", "/predict", "200"],
+                told.get(("homeostat_errors_total", "wrong_type")),
+                told.get(("homeostat_refused_columns_total", "amount")),
+            )
+
+        wanted = (sent, sent, sent, 1, 1)
+        until(lambda: {scraped() for _ in range(20)} == {wanted}, what=f"{wanted} from each")
+    assert list(temporary.glob("homeostat-metrics-*")) == []
+
+
+def took_part(folder):
+    """The processes whose own counters tell of predictions."""
+    found = set()
+    for file in folder.glob("counter_*.db"):
+        told = MultiProcessCollector.merge([str(file)])
+        paths = {s.labels.get("path") for metric in told for s in metric.samples if s.value}
+        if "/predict" in paths:
+            found.add(file.stem)
+    return found

@@ -223,19 +223,22 @@ def serve(
     """Serve the champion over HTTP; new releases are picked up without a restart."""
     import uvicorn
 
+    from homeostat.web.metrics import shared
+
     serving = load_project(folder).settings.serving
     host, port = host or serving.host, serving.port if port is None else port
     os.chdir(folder)
     screen.say(f"Serving on http://{host}:{port}, with its documentation at /docs.")
-    uvicorn.run(
-        "homeostat.web.api:create_app",
-        factory=True,
-        host=host,
-        port=port,
-        workers=serving.workers,
-        log_level="warning",
-        server_header=False,
-    )
+    with shared(serving.workers):
+        uvicorn.run(
+            "homeostat.web.api:create_app",
+            factory=True,
+            host=host,
+            port=port,
+            workers=serving.workers,
+            log_level="warning",
+            server_header=False,
+        )
 
 
 app.command()(verbs.score)
