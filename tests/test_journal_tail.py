@@ -317,6 +317,46 @@ def test_a_failed_flush_fails_all_that_wait_for_one(journal, folder, monkeypatch
         journal.catch_up()
 
 
+REFUSED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_journal_tail import COLUMNS, entry
+from homeostat.errors import JournalError
+from homeostat.journal import FileJournal
+
+journal = FileJournal(Path(sys.argv[1]))
+for name in "abcd":
+    try:
+        journal.commit(COLUMNS, [entry(name)])
+        print("done")
+    except JournalError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace here")
+def test_a_flush_that_the_system_refuses_is_not_tried_again(folder):
+    """The third one would be granted, and would be a lie."""
+    FileJournal(folder).commit(COLUMNS, [entry("first")])
+    log = folder.parent / "strace"
+    command = [
+        *("strace", "-f", "-qq", "-o", str(log), "-e", "trace=fsync"),
+        *("-P", str(folder / "predictions.csv"), "-e", "inject=fsync:error=EIO:when=2"),
+        *(sys.executable, "-B", "-c", REFUSED, str(folder), str(Path(__file__).parent)),
+    ]
+    done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    if "ptrace" in done.stderr:
+        pytest.skip("strace may not be used here")
+    first, second, *others = done.stdout.splitlines()
+    assert first == "done", done.stderr
+    assert "could not flush" in second
+    assert len(others) == 2
+    assert all("nothing more is written" in line for line in others)
+    assert log.read_text().count("fsync(") == 2
+    assert ids(FileJournal(folder).read())[:2] == ["a", "b"]
+
+
 # --- other processes ---
 
 
@@ -357,6 +397,33 @@ def test_every_row_of_busy_workers_is_cut_off_once_or_still_there(folder):
     assert [worker.returncode for worker in workers] == [0, 0]
     assert len(asked) == 720
     assert set(gone) | set(all_ids(tail)) == asked
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_older_copy_that_was_put_back_is_read_from_its_beginning(folder, in_place):
+    tail = tail_of(folder)
+    tail.commit(COLUMNS, [entry("a")])
+    file = folder / "predictions.csv"
+    old = file.read_bytes()
+    tail.commit(COLUMNS, [entry("b"), entry("c")])
+    if in_place:
+        file.write_bytes(old)
+    else:
+        (folder / "copy").write_bytes(old)
+        (folder / "copy").replace(file)
+    done = tail.commit(COLUMNS, [entry("a"), entry("b")])
+    assert [result.repeated for result in done] == [1, 0]
+    assert all_ids(tail) == ["a", "b"]
+
+
+def test_a_portion_of_an_edited_file_is_refused_without_its_values(folder):
+    tail = tail_of(folder)
+    tail.commit(COLUMNS, [entry("a")])
+    file = folder / "predictions.csv"
+    file.write_text(file.read_text().replace(",1.5,", ",secret,"))
+    with pytest.raises(JournalError, match="does not fit its columns") as caught:
+        tail_of(folder).portions(FAR)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_lock_file_that_was_taken_away_leaves_no_worker_alone_with_the_old_one(folder):
