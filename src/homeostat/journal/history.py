@@ -28,7 +28,7 @@ from homeostat.journal.snapshot import SLICE, Delta, File, Snapshot, cuts, homes
 from homeostat.schema import TIMESTAMP
 
 GROUP = 1 << 16  # rows that a reader skips or takes together
-FEW = 8  # files of one day that may be small
+FEW = 4  # files of one day that may be small
 _SMALL = SLICE // 4  # rows; a file with fewer is small
 _APP = "homeostat"  # whose number a commit carries
 _KEPT = 24  # hours that replaced files and old log entries stay for those who read them

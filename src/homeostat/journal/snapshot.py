@@ -107,7 +107,8 @@ class Snapshot:
     ) -> None:
         self.path = path
         self.version: int = -1 if delta is None else delta.version()
-        self._before = before
+        # What the version before had in memory, which spares reading its files again.
+        self._known = before.kept() if before is not None else None
         self._dataset = None
         self.files: tuple[File, ...] = ()
         self.partitioned = True
@@ -135,32 +136,34 @@ class Snapshot:
         """The rows from `low` up to and without `high`, in their order, with these columns; null
         where the table has no column of that name and kind. None bounds nothing.
         """
-        if self._held is not None:
-            return self._aligned(join.between(self._held, low, high), columns)
-        rows = self._read(self.files, self._homes(columns), join.inside(low, high))
-        return join.ordered(self._aligned(rows, columns))
+        near = [file for file in self.files if _touches(file, low, high)]
+        held = self._held if 2 * sum(file.rows for file in near) >= self.rows else self._ready
+        if held is not None:
+            return self._aligned(join.between(held, low, high), columns)
+        whole = all(_inside(file, low, high) for file in near)
+        rows = self._read(near, self._homes(columns), None if whole else join.inside(low, high))
+        return self._aligned(join.ordered(rows), columns)
 
     def located(self, ids: pa.Array | pa.ChunkedArray, columns: pa.Schema) -> pa.Table:
         """The rows that have one of these ids, looked for in the newest files first."""
-        found, left = [columns.empty_table()], pc.unique(ids)
+        left = pc.unique(ids)
+        if not len(left) or not self.files:
+            return columns.empty_table()
+        if self._ready is not None:
+            return self._aligned(join.having(self._ready, left), columns)
+        found, identity = [columns.empty_table()], pc.field("prediction_id")
         for files in self._batches():
+            bounds = pc.min_max(left)
+            near = (identity >= bounds["min"]) & (identity <= bounds["max"])
+            hit = join.having(self._read(files, ["prediction_id"], near), left)
+            if not hit.num_rows:
+                continue
+            gone = pc.unique(hit.column("prediction_id"))
+            rows = self._read(files, self._homes(columns), identity.isin(gone))
+            found.append(self._aligned(rows, columns))
+            left = left.filter(pc.invert(pc.is_in(left, gone)))
             if not len(left):
                 break
-            bounds = pc.min_max(left)
-            if self._held is not None:
-                rows = self._held
-            else:
-                identity = pc.field("prediction_id")
-                near = (identity >= bounds["min"]) & (identity <= bounds["max"])
-                rows = self._read(files, ["prediction_id"], near)
-            hit = join.having(rows, left)
-            if hit.num_rows and set(columns.names) != {"prediction_id"} and self._held is None:
-                wanted = pc.unique(hit.column("prediction_id"))
-                hit = self._read(files, self._homes(columns), identity.isin(wanted))
-            if hit.num_rows:
-                found.append(self._aligned(hit, columns))
-                gone = hit.column("prediction_id").combine_chunks()
-                left = left.filter(pc.invert(pc.is_in(left, gone)))
         return pa.concat_tables(found)
 
     def grains(self, low: Key | None = None, high: Key | None = None) -> Iterator[tuple[Key, int]]:
@@ -168,14 +171,9 @@ class Snapshot:
 
         What lies outside of `low` and `high` may be left out.
         """
-        if self._held is not None:
-            step = SLICE // 8
-            for start in range(0, self._held.num_rows, step):
-                yield join.key_at(self._held, start), min(step, self._held.num_rows - start)
-            return
         days: dict[date | None, list[File]] = {}
         for file in self.files:
-            if (low is None or file.last >= low[0]) and (high is None or file.first <= high[0]):
+            if _touches(file, low, high):
                 days.setdefault(file.day, []).append(file)
         for files in days.values():
             if sum(file.rows for file in files) <= SLICE:
@@ -192,7 +190,7 @@ class Snapshot:
         for files in self._batches():
             if newest is not None and newest >= max(file.last for file in files):
                 break
-            rows = self._held
+            rows = self._ready
             if rows is None:
                 rows = self._read(files, columns.names, pc.field("source") == source)
             moments = (newest, join.newest(rows, source))
@@ -207,6 +205,11 @@ class Snapshot:
         part.files = tuple(files)
         return part
 
+    def kept(self) -> tuple[frozenset[str], pa.Table] | None:
+        """What is in memory: the files and all their rows."""
+        held = self._ready
+        return None if held is None else (frozenset(file.path for file in self.files), held)
+
     # --- inside ---
 
     @cached_property
@@ -215,25 +218,26 @@ class Snapshot:
 
         Files never change, so of a table that grew only the new ones are read.
         """
-        before, self._before = self._before, None
+        known, self._known = self._known, None
         if self.rows * max(len(self.schema), 1) * _CELL > HELD:
             return None
-        known: pa.Table | None = before._held if before is not None else None
-        seen = {file.path for file in before.files} if before is not None else set()
-        if known is None or not seen <= {file.path for file in self.files}:
-            known, seen = self.schema.empty_table(), set()
+        if known is None or not known[0] <= {file.path for file in self.files}:
+            known = frozenset(), self.schema.empty_table()
+        seen, rows = known
         new = [file for file in self.files if file.path not in seen]
-        if not new and known.schema.equals(self.schema):
-            return known
-        rows = self._read(new, self.schema.names, None)
-        rows = pa.concat_tables([known, rows], promote_options="default").select(self.schema.names)
-        return join.ordered(rows).combine_chunks()
+        if new or not rows.schema.equals(self.schema):
+            fresh = self._read(new, self.schema.names, None)
+            rows = pa.concat_tables([rows, fresh], promote_options="default")
+            rows = join.ordered(rows.select(self.schema.names)).combine_chunks()
+        return rows
+
+    @property
+    def _ready(self) -> pa.Table | None:
+        """All rows, if they are in memory, or were but for a few."""
+        return self._held if "_held" in self.__dict__ or self._known is not None else None
 
     def _batches(self) -> Iterator[list[File]]:
-        """The files, newest first, some `SLICE` rows at a time; all at once if they are held."""
-        if self._held is not None:
-            yield list(self.files)
-            return
+        """The files, newest first, some `SLICE` rows at a time."""
         batch: list[File] = []
         for file in sorted(self.files, key=lambda file: file.last, reverse=True):
             if batch and sum(one.rows for one in batch) + file.rows > SLICE:
@@ -301,6 +305,16 @@ def unreadable(doing: str, path: Path, error: Exception) -> JournalError:
     return JournalError(
         f"could not {doing} the history {path} ({type(error).__name__}).",
         hint="If another process was cleaning up, do it again; else restore it from a copy.",
+    )
+
+
+def _touches(file: File, low: Key | None, high: Key | None) -> bool:
+    return (low is None or file.last >= low[0]) and (high is None or file.first <= high[0])
+
+
+def _inside(file: File, low: Key | None, high: Key | None) -> bool:
+    return (low is None or (file.first, file.lowest) >= low) and (
+        high is None or (file.last, file.highest) < high
     )
 
 
