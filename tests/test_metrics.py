@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -346,3 +347,26 @@ def took_part(folder):
         if "/predict" in paths:
             found.add(file.stem)
     return found
+
+
+# --- the page ---
+
+PAGE = (SOURCE.parent / "docs" / "observability.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_metric_and_no_other():
+    made = Metrics(Stub())
+    made.done("/predict", 422, 0.001, b'{"error": {"code": "wrong_type"}}')
+    families = text_string_to_metric_families(made.text().decode())
+    kinds = {family.name: family.type for family in families}
+    told = {f"{name}_total" if kind == "counter" else name for name, kind in kinds.items()}
+    assert told == set(re.findall(r"^\| `(homeostat_\w+)`", PAGE, re.MULTILINE))
+
+
+def test_the_page_names_every_event_of_the_log():
+    sources = (SOURCE / "homeostat").rglob("*.py")
+    code = "".join(path.read_text(encoding="utf-8") for path in sources)
+    logged = set(re.findall(r"_log\.(?:info|warning|error)\(\s*\"([a-z ]+)\"", code))
+    events = "".join(re.findall(r"^\| (`[a-z ]+`(?:, `[a-z ]+`)*) \| \w+", PAGE, re.MULTILINE))
+    assert len(logged) > 8
+    assert logged | {"request"} <= set(re.findall(r"`([a-z ]+)`", events))
