@@ -560,7 +560,10 @@ def test_rows_may_take_the_place_of_a_portion(folder):
     tail.commit(COLUMNS, [entry(*"abcd")])
     other.catch_up()
     (portion,) = tail.portions(FAR, limit=3)
-    assert tail.cut(portion, keep=portion.table.take([1]))
+    with pytest.raises(JournalError, match="columns and types"):
+        tail.cut(portion, keep=portion.table.drop_columns(["n"]))
+    mixed = portion.table.select(sorted(COLUMNS.names)).take([1])
+    assert tail.cut(portion, keep=mixed)
     assert all_ids(tail) == all_ids(other) == ["b", "d"]
     done = other.commit(COLUMNS, [entry(name) for name in "abcd"])
     assert [result.repeated for result in done] == [0, 1, 0, 1]

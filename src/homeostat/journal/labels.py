@@ -117,7 +117,7 @@ class Labels:
 
     def cut(self, portion: Portion, keep: pa.Table | None = None) -> bool:
         """See `Predictions.cut`."""
-        kept = lines.encode(keep) if keep is not None else b""
+        kept = lines.encode(shape.cast(keep, shape.LABELS)) if keep is not None else b""
         with self._cutting.held():
             front = self._stretch()
             if front is None or portion.fingerprint != _NAME or not front.begins_with(portion):

@@ -130,7 +130,6 @@ class Predictions:
         False where the file does not begin with the portion any more. Raises JournalError when
         the file stays as it was.
         """
-        kept = lines.encode(keep) if keep is not None else b""
         with self._cutting.held():
             with self._lock.held(shared=True):
                 self._fork()
@@ -139,6 +138,7 @@ class Predictions:
                 front = Stretch.of(tail) if tail is not None else None
             if front is None or not front.begins_with(portion):
                 return False
+            kept = lines.encode(shape.cast(keep, front.schema)) if keep is not None else b""
             cut = Cut(front, portion, kept, self._disk)
             with self._lock.held():
                 self._fronts.follow()
