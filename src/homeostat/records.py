@@ -211,6 +211,15 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True)
+class Erased:
+    """What an erasure came to, or would."""
+
+    rows: int
+    labels: int  # all versions
+    releases: Mapping[str, int] = field(default_factory=dict)  # id → its training rows among them
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """One refused row, without its values."""
 

@@ -8,7 +8,7 @@ the files, the guarantees and their bounds.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +21,7 @@ from homeostat.contracts import Clock
 from homeostat.errors import ConflictError
 from homeostat.journal import join, jsonl, shape
 from homeostat.journal.disk import Ack, Disk, Lock
+from homeostat.journal.erase import Eraser
 from homeostat.journal.history import DeltaLog
 from homeostat.journal.jsonl import JsonLines
 from homeostat.journal.labels import Labels
@@ -31,9 +32,11 @@ from homeostat.records import (
     Appended,
     Committed,
     Entry,
+    Erased,
     Labelled,
     Refusal,
     Sealed,
+    TrainingRows,
     Window,
     utc,
 )
@@ -84,6 +87,14 @@ class FileJournal:
             filed=self._filed,
             log=JsonLines(folder / "sealed.jsonl", disk),
             view=self._view,
+        )
+        self._eraser = Eraser(
+            folder=folder,
+            predictions=self._predictions,
+            labels=self._labels,
+            rows=self._history,
+            filed=self._filed,
+            log=JsonLines(folder / "erasures.jsonl", disk),
         )
         self._tail, self._orphans, self._keep = tail, orphans, keep
         self._reading = threading.Lock()
@@ -168,6 +179,33 @@ class FileJournal:
                 if table.compact() or expired:
                     table.clean()
         return replace(done, expired=expired)
+
+    def erase(
+        self,
+        now: datetime,
+        *,
+        ids: Sequence[str] = (),
+        where: str | None = None,
+        trainings: Mapping[str, TrainingRows] | None = None,
+        sure: Callable[[Erased], bool] | None = None,
+    ) -> Erased:
+        """Remove the rows of these ids, and those for which the SQL condition `where` is true,
+        with their labels, and every file that held them; nothing if `sure` says no to the counts.
+
+        `trainings` are the rows of each release, so that it is known of which some are gone.
+        Killed at any point, the same call finishes it. Raises JournalError.
+        """
+        with self._writing():
+            view = self._view()
+            found = self._eraser.find(view, ids, where)
+            erased = self._eraser.weigh(view, found, trainings or {})
+            if sure is None or sure(erased):
+                self._eraser.erase(found, erased, now)
+        return erased
+
+    def erased(self) -> Mapping[str, datetime]:
+        """Releases of whose training rows some were erased, and when that was first."""
+        return self._eraser.releases()
 
     def reject(self, refusals: Sequence[Refusal], at: datetime) -> None:
         """Count refused rows by code and column, durably, without their values."""

@@ -79,11 +79,11 @@ class View:
 
     def versions(self, labels: pa.Table) -> tuple[pa.Table, pa.Table]:
         """All versions of the labels of these ids, as `ARRIVALS`: what imports said, and what was
-        sent. `labels` are `FILED`.
+        sent. `labels` has the columns `prediction_id` and `occurred_at`.
         """
         ids, bounds = labels.column("prediction_id"), pc.min_max(labels.column("occurred_at"))
         parts = [FILED.empty_table()]
-        if labels.num_rows:
+        if bounds["min"].is_valid:
             low = utc(bounds["min"].as_py()), ""
             high = utc(bounds["max"].as_py()) + timedelta(microseconds=1), ""
             for start, end in cuts(self.labels.grains(low, high), low, high):

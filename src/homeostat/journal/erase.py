@@ -1,0 +1,192 @@
+"""Rows and labels that are to be gone for good, from tail and history, with the files they were in.
+
+It takes ids, or a condition in SQL that finds them. It gives counts, and keeps a record that
+something was erased, when, and of which releases' training rows; never what.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from homeostat.errors import JournalError
+from homeostat.journal import join, shape
+from homeostat.journal.history import DeltaLog
+from homeostat.journal.jsonl import JsonLines
+from homeostat.journal.labels import Labels
+from homeostat.journal.predictions import Predictions
+from homeostat.journal.scan import View
+from homeostat.journal.snapshot import Delta, home
+from homeostat.records import Erased, TrainingRows, Window, utc
+from homeostat.schema import TIMESTAMP
+
+_ALL = 1 << 62  # rows: a file is rewritten as a whole
+_EVER = datetime(9999, 1, 1, tzinfo=UTC)
+_SQL = {"string": "VARCHAR", "double": "DOUBLE", "bool": "BOOLEAN"}
+_TOLD = pa.schema(
+    [("prediction_id", pa.string()), ("occurred_at", TIMESTAMP), ("recorded_at", TIMESTAMP)]
+)
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """Erases from one journal; to be used by one process at a time."""
+
+    folder: Path
+    predictions: Predictions
+    labels: Labels
+    rows: DeltaLog
+    filed: DeltaLog
+    log: JsonLines  # two lines for each erasure: what it will come to, and that it came to it
+
+    def find(self, view: View, ids: Sequence[str], where: str | None) -> pa.Array:
+        """The ids that are given, and those of the rows for which `where` is true."""
+        found = [pa.array(list(ids), pa.string())]
+        if where is not None:
+            found += [_of_history(view, where), *self._of_tail(view, where)]
+        return pc.unique(pa.concat_arrays(found))
+
+    def weigh(self, view: View, ids: pa.Array, trainings: Mapping[str, TrainingRows]) -> Erased:
+        """How many rows and labels these ids have, and how many rows trained each release."""
+        tail = [join.having(table.select(_TOLD.names), ids) for table in view.tail]
+        rows = join.first_rows(pa.concat_tables([view.rows.located(ids, _TOLD), *tail]))
+        labels = pa.concat_tables(view.versions(self._places(view, ids)))
+        releases = {}
+        for release, training in trainings.items():
+            low, high = join.keys(Window(training.start, training.cutoff))
+            trained = join.joined(
+                join.between(rows, low, high),
+                labels,
+                training.as_of,
+                labelled=True,
+                numbers=False,
+            )
+            if trained.num_rows:
+                releases[release] = trained.num_rows
+        return Erased(rows.num_rows, labels.num_rows, releases)
+
+    def erase(self, ids: pa.Array, erased: Erased, now: datetime) -> None:
+        """Erase these ids. `erased` is noted before anything is done, so that it is known even if
+        this process is killed; to be run again then.
+
+        Labels go first: while its row is there, a condition still finds what is left of it.
+        """
+        name, at = str(uuid.uuid4()), utc(now).isoformat()
+        self.log.add(
+            [
+                {
+                    "id": name,
+                    "at": at,
+                    "rows": erased.rows,
+                    "labels": erased.labels,
+                    "releases": dict(erased.releases),
+                }
+            ]
+        )
+        for tail, history in ((self.labels, self.filed), (self.predictions, self.rows)):
+            for portion in tail.portions(_EVER, _ALL):
+                rest = join.without(portion.table, ids)
+                if rest.num_rows < portion.table.num_rows and not tail.cut(portion, rest):
+                    raise JournalError("the tail changed meanwhile.", hint="Erase again.")
+            days = _days(history, ids)
+            if days:
+                history.rewrite(days, ids)
+            history.clean(at_once=True)
+        for left in self.folder.glob("*.cut"):
+            left.unlink(missing_ok=True)
+        unfinished = [*self.unfinished(), name]
+        self.log.add([{"id": one, "at": at, "done": True} for one in dict.fromkeys(unfinished)])
+
+    def unfinished(self) -> list[str]:
+        """Erasures that were begun and not ended, by their ids."""
+        begun: dict[str, None] = {}
+        for line in self.log:
+            if line.get("done"):
+                begun.pop(line["id"], None)
+            else:
+                begun[line["id"]] = None
+        return list(begun)
+
+    def releases(self) -> dict[str, datetime]:
+        """Releases of whose training rows some were erased, and when that was first."""
+        found: dict[str, datetime] = {}
+        for line in self.log:
+            for release in line.get("releases", ()):
+                found.setdefault(release, datetime.fromisoformat(line["at"]))
+        return found
+
+    def _places(self, view: View, ids: pa.Array) -> pa.Table:
+        """The ids, with the event time under which history files a label of theirs, or null."""
+        filed = view.labels.located(ids, _TOLD)
+        found = pa.table({"prediction_id": ids})
+        times = join.looked_up(found.column(0), filed, "occurred_at")
+        return found.append_column("occurred_at", times)
+
+    def _of_tail(self, view: View, where: str) -> Iterator[pa.Array]:
+        """Ids of rows of the tail, which DataFusion is given as a table of Delta for a moment."""
+        from deltalake import DeltaTable, write_deltalake
+
+        for left in self.folder.glob(".where-*"):
+            shutil.rmtree(left)
+        columns = view.columns()
+        for table in view.tail:
+            if table.num_rows:
+                with tempfile.TemporaryDirectory(prefix=".where-", dir=self.folder) as folder:
+                    write_deltalake(folder, shape.aligned(table, columns))
+                    yield _matching(DeltaTable(folder), columns, columns, where)
+
+
+def _of_history(view: View, where: str) -> pa.Array:
+    from deltalake import DeltaTable
+
+    if view.rows.version < 0:
+        return pa.array([], pa.string())
+    delta = DeltaTable(view.rows.path, version=view.rows.version)
+    return _matching(delta, pa.schema(delta.schema().to_arrow()), view.columns(), where)
+
+
+def _matching(delta: Delta, present: pa.Schema, columns: pa.Schema, where: str) -> pa.Array:
+    """Ids of the rows of a table for which the condition is true; the rows have `columns`."""
+    from deltalake import QueryBuilder
+
+    shown = []
+    for field in columns:
+        name = home(field, present)
+        cell = _quoted(name) if name in present.names else f"CAST(NULL AS {_kind(field)})"
+        shown.append(f"{cell} AS {_quoted(field.name)}")
+    query = f"SELECT {', '.join(shown)} FROM history"  # noqa: S608 - of quoted names
+    query = f"SELECT prediction_id FROM ({query}) WHERE ({where}\n)"  # noqa: S608 - reads only
+    try:
+        # Names as they are written, without quotes, too.
+        builder = QueryBuilder({"datafusion.sql_parser.enable_ident_normalization": "false"})
+        batches = builder.register("history", delta).execute(query)
+        found = [pa.array([], pa.string())]
+        found += [pa.record_batch(batch).column(0).cast(pa.string()) for batch in batches]
+    except Exception as error:  # noqa: BLE001 - deltalake's; the text may hold a value
+        raise JournalError(
+            f"the condition cannot be asked of the rows ({type(error).__name__}).",
+            hint="It is SQL over the columns " + ", ".join(columns.names) + ".",
+        ) from None
+    return pa.concat_arrays(found)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _kind(field: pa.Field) -> str:
+    return _SQL.get(str(field.type), "TIMESTAMP")
+
+
+def _days(table: DeltaLog, ids: pa.Array) -> list[date]:
+    """The days on which a row or label of these ids lies."""
+    times = table.snapshot().located(ids, _TOLD).column("occurred_at")
+    return sorted(set(times.cast(pa.date32()).to_pylist()))
