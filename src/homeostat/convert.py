@@ -8,6 +8,7 @@ by `operators`, and whatever else skl2onnx knows is drawn by itself.
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import warnings
 from functools import lru_cache
@@ -35,19 +36,26 @@ def convert(estimator: Any, schema: Schema) -> bytes:
     """
     import skl2onnx
     from skl2onnx.common.data_types import DoubleTensorType
+    from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
     levels = _levels(estimator, schema)
     bare = _bare(copy.deepcopy(estimator), schema.features, levels)
     _register(frozenset(sys.modules) & {"lightgbm", "xgboost"})
     options = {} if schema.target.task == "regression" else {id(bare): {"zipmap": False}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = skl2onnx.convert_sklearn(
-            bare,
-            initial_types=[("rows", DoubleTensorType([None, len(schema.features)]))],
-            options=options,
-            target_opset={"": OPSET, ML: 3},
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = skl2onnx.convert_sklearn(
+                bare,
+                name="homeostat",  # else it is drawn at random
+                initial_types=[("rows", DoubleTensorType([None, len(schema.features)]))],
+                options=options,
+                target_opset={"": OPSET, ML: 3},
+            )
+    except (MissingShapeCalculator, MissingConverter) as error:
+        kind = re.search(r"<class '([\w.]+)'>", str(error))
+        name = kind.group(1).rpartition(".")[2] if kind else "a step"
+        raise TwinError(f"skl2onnx knows no ONNX graph for {name}.") from error
     for domain in graph.opset_import:
         if domain.domain == ML and any(node.op_type == "TreeEnsemble" for node in graph.graph.node):
             domain.version = ML_OPSET
@@ -70,7 +78,7 @@ def _levels(estimator: Any, schema: Schema) -> dict[str, list[str]]:
 
 def _encoders(step: Any) -> list[Any]:
     """The encoders in a pipeline, at any depth."""
-    if type(step).__name__ in CODED:
+    if _kind(step) in CODED:
         return [step]
     held = getattr(step, "transformers_", getattr(step, "steps", ()))
     held = [*held, *getattr(step, "transformer_list", ())]
@@ -81,11 +89,17 @@ def _texts(encoder: Any) -> set[str]:
     return {v for values in encoder.categories_ for v in values.tolist() if isinstance(v, str)}
 
 
+def _kind(step: Any) -> str:
+    """The name of scikit-learn's class; nothing for one's own, which may do anything."""
+    kind = type(step)
+    return kind.__name__ if kind.__module__.startswith("sklearn.") else ""
+
+
 def _bare(step: Any, features: tuple[Feature, ...], levels: dict[str, list[str]]) -> Any:
     """The step as one of numbers only: categories come as their codes."""
     kinds = {feature.kind for feature in features}
-    name = type(step).__name__
-    if name == "Pipeline" and type(step).__module__.startswith("sklearn."):
+    name = _kind(step)
+    if name == "Pipeline":
         place = _coded_until(step.steps)
         if "category" in kinds and kinds <= {"category", "boolean"} and place:
             step.steps = [("tables", _tables(step[:place], features, levels)), *step.steps[place:]]
@@ -122,7 +136,7 @@ def _coded_until(steps: list[tuple[str, Any]]) -> int:
     """How many of the first steps are encoders and imputers, up to the last encoder; 0 if others
     come before it.
     """
-    names = [type(step).__name__ for _, step in steps]
+    names = [_kind(step) for _, step in steps]
     last = max((place for place, name in enumerate(names, start=1) if name in CODED), default=0)
     return last if all(name in (*CODED, "SimpleImputer") for name in names[:last]) else 0
 

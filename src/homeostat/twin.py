@@ -83,14 +83,18 @@ def prove(scorer: Scorer, session: Session, rows: pa.Table, golden: pa.Table) ->
     splits, made = _made(scorer, held)
     lots = {"rows": held, "probes": made}
     told: dict[str, Json] = {"splits_tried": splits}
+    usual = _native(scorer, held)
+    spread = float(usual[np.isfinite(usual)].std()) or 1.0
     for name, lot in lots.items():
-        told |= _compared(scorer, session, lot, name)
-    if _compared(scorer, session, golden, "golden")["golden_share"]:
+        told |= _compared(scorer, session, lot, name, spread)
+    if _compared(scorer, session, golden, "golden", spread)["golden_share"]:
         raise TwinError("the ONNX graph answers golden rows otherwise than the model.")
     return told
 
 
-def _compared(scorer: Scorer, session: Session, rows: pa.Table, name: str) -> dict[str, Json]:
+def _compared(
+    scorer: Scorer, session: Session, rows: pa.Table, name: str, spread: float
+) -> dict[str, Json]:
     if not rows.num_rows:
         return {name: 0, f"{name}_share": 0.0, f"{name}_worst": 0.0}
     native, onnx = _native(scorer, rows), session.output(_columns(rows))
@@ -103,9 +107,10 @@ def _compared(scorer: Scorer, session: Session, rows: pa.Table, name: str) -> di
         raise TwinError(f"the ONNX graph gives other labels on {name} than the model.")
     if task == "multiclass" and (native.argmax(axis=1) != onnx.argmax(axis=1)).any():
         raise TwinError(f"the ONNX graph gives other labels on {name} than the model.")
-    apart = np.abs(native - onnx)
-    if task == "regression" and len(native):
-        apart = apart / np.maximum(np.abs(native), native.std() or 1.0)
+    with np.errstate(over="ignore"):  # too far apart for a float is far
+        apart = np.abs(native - onnx)
+    if task == "regression":
+        apart = apart / np.maximum(np.abs(native), spread)
     apart = apart.max(axis=1) if apart.ndim > 1 else apart
     share = float((apart > NEAR).mean()) if len(apart) else 0.0
     worst = float(apart.max()) if len(apart) else 0.0

@@ -1,0 +1,231 @@
+"""Models as ONNX graphs: each library's own comparisons, nulls and categories, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightgbm import LGBMClassifier, LGBMRegressor
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.ensemble import HistGradientBoostingClassifier as Trees
+from sklearn.ensemble import HistGradientBoostingRegressor as Numbers
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MinMaxScaler,
+    OneHotEncoder,
+    OrdinalEncoder,
+    StandardScaler,
+)
+from sklearn.tree import DecisionTreeClassifier
+from xgboost import XGBClassifier, XGBRegressor
+
+from homeostat.convert import convert
+from homeostat.errors import TwinError
+from homeostat.infer import infer
+from homeostat.scoring import Scorer
+from homeostat.session import Session
+from homeostat.trees import forest
+
+NUMBERS, CATEGORIES = ["amount", "gap", "member"], ["city", "car"]
+FEW = {"n_estimators": 12, "random_state": 0}
+
+
+def rows(task="binary", size=900, seed=0):
+    draw = np.random.default_rng(seed)
+    city = draw.integers(0, 130, size)  # more than one mask of onnxruntime holds
+    frame = pd.DataFrame(
+        {
+            "amount": draw.normal(size=size) * 1e3,
+            "gap": np.where(draw.random(size) < 0.1, np.nan, draw.exponential(size=size)),
+            "member": draw.random(size) < 0.4,
+            "city": pd.Series([f"c{place}" for place in city], dtype="str"),
+            "car": pd.Series(draw.choice(list("abcdef"), size), dtype="str"),
+        }
+    )
+    score = frame.amount / 500 + (city % 7 - 3) / 2 + (frame.car == "b") + draw.normal(size=size)
+    frame.loc[draw.random(size) < 0.05, "city"] = None
+    frame["target"] = {
+        "binary": (score > 0).astype(int),
+        "multiclass": np.digitize(score, [-1, 1]),
+        "regression": score.abs() * 1e3,
+    }[task]
+    return frame
+
+
+def ordinal():
+    encode = OrdinalEncoder(
+        handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1
+    )
+    return make_column_transformer((encode, CATEGORIES), remainder="passthrough")
+
+
+def onehot():
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    levels = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    return make_column_transformer((numbers, NUMBERS), (levels, CATEGORIES))
+
+
+def imputed():
+    levels = make_pipeline(
+        SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore")
+    )
+    numbers = make_pipeline(SimpleImputer(add_indicator=True), MinMaxScaler())
+    return make_column_transformer((numbers, NUMBERS), (levels, CATEGORIES))
+
+
+def fitted(task, model, before=None, frame=None):
+    frame = rows(task) if frame is None else frame
+    schema = infer(frame, target="target", task=task)
+    plain = schema.frame(tables(schema, frame))
+    return make_pipeline(before or ordinal(), model).fit(plain, frame["target"]), schema
+
+
+def columns(schema, frame):
+    return [[None if pd.isna(v) else v for v in frame[name].tolist()] for name in schema.names]
+
+
+def tables(schema, frame):
+    return schema.table(dict(zip(schema.names, columns(schema, frame), strict=True)))
+
+
+MODELS = {
+    "flights": ("binary", Trees(max_iter=20, categorical_features=[0, 1]), ordinal),
+    "boosted": ("binary", Trees(max_iter=20), onehot),
+    "boosted classes": ("multiclass", Trees(max_iter=8, categorical_features=[0, 1]), ordinal),
+    "boosted numbers": ("regression", Numbers(max_iter=20, categorical_features=[0]), ordinal),
+    "boosted counts": ("regression", Numbers(max_iter=20, loss="poisson"), ordinal),
+    "forest": ("binary", RandomForestClassifier(**FEW), ordinal),
+    "forest of classes": ("multiclass", ExtraTreesClassifier(**FEW), ordinal),
+    "forest of numbers": ("regression", RandomForestRegressor(**FEW), ordinal),
+    "tree": ("binary", DecisionTreeClassifier(random_state=0), ordinal),
+    "gradient": ("binary", GradientBoostingClassifier(**FEW), onehot),
+    "gradient classes": ("multiclass", GradientBoostingClassifier(**FEW), imputed),
+    "gradient numbers": ("regression", GradientBoostingRegressor(**FEW), onehot),
+    "lightgbm": ("binary", LGBMClassifier(**FEW, verbose=-1), ordinal),
+    "lightgbm classes": ("multiclass", LGBMClassifier(**FEW, verbose=-1), ordinal),
+    "lightgbm numbers": ("regression", LGBMRegressor(**FEW, verbose=-1), ordinal),
+    "lightgbm mean": (
+        "binary",
+        LGBMClassifier(**FEW, verbose=-1, boosting_type="rf", subsample=0.5, subsample_freq=1),
+        ordinal,
+    ),
+    "xgboost": ("binary", XGBClassifier(**FEW, n_jobs=1), ordinal),
+    "xgboost classes": ("multiclass", XGBClassifier(**FEW, n_jobs=1), ordinal),
+    "xgboost numbers": ("regression", XGBRegressor(**FEW, n_jobs=1), ordinal),
+    "logistic": ("binary", LogisticRegression(), onehot),
+    "logistic classes": ("multiclass", LogisticRegression(), imputed),
+    "line": ("regression", LinearRegression(), onehot),
+}
+SINGLE = ("xgboost", "xgboost classes", "xgboost numbers")  # which computes in 32 bits itself
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request):
+    """A model, its schema, its twin, and by how much they may differ, relatively."""
+    task, model, before = MODELS[request.param]
+    with np.errstate(all="ignore"):
+        made, schema = fitted(task, model, before())
+    near = 1e-6 if request.param in SINGLE else 1e-12
+    return made, schema, Session(convert(made, schema)), near
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_the_twin_answers_as_the_model_on_rows_that_it_never_saw(pair):
+    model, schema, session, near = pair
+    fresh = rows(size=400, seed=1)
+    fresh.loc[:20, "car"] = "a level that training never saw"
+    fresh.loc[:5, "car"] = None
+    wanted = Scorer(model, schema).output(tables(schema, fresh))
+    given_ = session.output(columns(schema, fresh))
+    assert given_.shape == wanted.shape
+    np.testing.assert_allclose(given_, wanted, rtol=near, atol=near * np.abs(wanted).max())
+
+
+def test_a_row_is_answered_in_the_same_bits_whatever_stands_beside_it(pair):
+    _, schema, session, _ = pair
+    held = columns(schema, rows(size=203, seed=2))
+    together = session.output(held)
+    for size in (1, 2, 3, 7, 33):
+        parts = [
+            session.output([column[at : at + size] for column in held])
+            for at in range(0, 203, size)
+        ]
+        assert np.concatenate(parts).tobytes() == together.tobytes(), size
+
+
+def test_the_same_model_gives_the_same_bytes(pair):
+    model, schema, _, _ = pair
+    assert convert(model, schema) == convert(model, schema)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_nodes_null_sides_and_sets_of_categories_are_those_of_scikit_learn(data):
+    seed, levels = data.draw(st.integers(0, 999)), data.draw(st.sampled_from([3, 59, 60, 61, 200]))
+    draw = np.random.default_rng(seed)
+    x = np.column_stack(
+        [draw.integers(0, levels, 400).astype(float), draw.normal(size=400).round(1)]
+    )
+    x[draw.random((400, 2)) < 0.2] = np.nan
+    y = draw.random(400) < 0.2 + 0.6 * (np.nan_to_num(x[:, 0]) % 3 == 1)
+    frame = pd.DataFrame(x, columns=["code", "size"]).assign(target=y.astype(int))
+    model = Trees(max_iter=4, max_leaf_nodes=12, min_samples_leaf=3, categorical_features=[0])
+    schema = infer(frame, target="target")
+    model.fit(frame[["code", "size"]], frame["target"])
+    session = Session(convert(model, schema))
+    codes = [*range(-2, levels + 2), None, 0.5, 1e300, -1e300]
+    for size in (None, -3.0, 0.05, 3.0):
+        held = [[None if c is None else float(c) for c in codes], [size] * len(codes)]
+        wanted = Scorer(model, schema).output(
+            schema.table(dict(zip(schema.names, held, strict=True)))
+        )
+        np.testing.assert_allclose(session.output(held), wanted, rtol=1e-12)
+
+
+def test_classes_come_in_the_order_of_the_schema():
+    frame = rows("multiclass")
+    frame["target"] = frame["target"].map({0: "zebra", 1: "ant", 2: "cow"}).astype("str")
+    model, schema = fitted("multiclass", Trees(max_iter=3), ordinal(), frame)
+    given_ = Session(convert(model, schema)).output(columns(schema, frame[:9]))
+    wanted = Scorer(model, schema).output(tables(schema, frame[:9]))
+    assert schema.target.classes == ("ant", "cow", "zebra")
+    np.testing.assert_allclose(given_, wanted, rtol=1e-12)
+
+
+def test_a_model_that_is_one_leaf_answers_that_leaf():
+    model, schema = fitted("binary", Trees(max_iter=2, min_samples_leaf=900))
+    given_ = Session(convert(model, schema)).output(columns(schema, rows(size=3)))
+    assert given_ == pytest.approx([rows()["target"].mean()] * 3)
+
+
+def test_values_too_large_for_scikit_learns_trees_are_refused_by_the_twin_too():
+    model, schema = fitted("binary", RandomForestClassifier(**FEW))
+    given_ = Session(convert(model, schema)).output([[1e300], [1.0], [True], ["c1"], ["a"]])
+    assert np.isnan(given_).all()
+
+
+def test_a_step_of_ones_own_over_categories_is_no_graph():
+    frame, own = rows(), FunctionTransformer(lambda x: x.map(len).to_frame())
+    columns_ = make_column_transformer((own, "car"), remainder="drop")
+    model, schema = fitted("binary", LogisticRegression(), columns_, frame)
+    with pytest.raises(TwinError, match="FunctionTransformer takes categories in a way"):
+        convert(model, schema)
+
+
+def test_what_is_no_tree_is_named():
+    with pytest.raises(TwinError, match="LogisticRegression is no model of trees"):
+        forest(LogisticRegression())
+    with pytest.raises(TwinError, match="binary:hinge"):
+        forest(XGBClassifier(n_estimators=1, objective="binary:hinge").fit([[0], [1]], [0, 1]))
