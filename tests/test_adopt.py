@@ -114,6 +114,15 @@ def test_an_adopted_model_is_a_release_with_reference_and_history(tmp_path, fold
     assert settings.read(folder).project.target == "target"
 
 
+def test_rows_without_a_label_are_history_but_no_reference(tmp_path, folder, rows):
+    unlabelled = rows.astype({"target": "Int64"})
+    unlabelled.loc[:49, "target"] = None
+    unlabelled.to_parquet(tmp_path / "rows.parquet")
+    project, _ = named(folder, saved(tmp_path, fitted(rows)), tmp_path / "rows.parquet")
+    assert project.releases.champion().manifest["training"]["rows"] == 250
+    assert project.journal.read().num_rows == 300
+
+
 def test_rows_from_before_the_adoption_never_judge(tmp_path, folder, rows):
     project, _ = named(folder, saved(tmp_path, fitted(rows)), tmp_path / "rows.parquet")
     champion = project.releases.champion()

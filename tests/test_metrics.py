@@ -21,7 +21,7 @@ from serving_fixtures import ROW, SOURCE, objects, promote, until
 
 from homeostat.web import logs
 from homeostat.web.logs import RequestLog
-from homeostat.web.metrics import COUNTS, FOLDER, Measured, Metrics, shared
+from homeostat.web.metrics import COUNTS, FOLDER, IDS, Measured, Metrics, shared
 
 
 class Stub:
@@ -132,6 +132,17 @@ def test_the_layer_passes_on_what_it_measures_and_names_no_path_that_it_does_not
     assert told["homeostat_requests_total", "/model", "200"] == 1
     assert told["homeostat_requests_total", "404", "other"] == 1
     assert told["homeostat_errors_total", "not_found"] == 1
+
+
+def test_ids_that_an_endpoint_leaves_in_its_scope_are_logged(capsys):
+    async def labelled(scope, receive, send):
+        scope[IDS] = ("one", "two")
+        await answer(scope, receive, send)
+
+    made = Metrics(Stub(), log=RequestLog("requests"))
+    layer = Measured(labelled, metrics=made, paths=frozenset({"/invocations"}))
+    (line,) = logged(capsys, lambda: asked(layer, "/invocations", 200, b"ok"))
+    assert (line["path"], line["rows"], line["ids"]) == ("/invocations", 2, ["one", "two"])
 
 
 # --- the log ---

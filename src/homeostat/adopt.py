@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from homeostat import files, fit, settings
 from homeostat.build import Project
@@ -115,7 +116,7 @@ def _tried(
     loaded = table_of(_wanted(frame, engine.run(fit.features_of, content), about), about)
     schema = trainer.schema_of(loaded)
     journalled = trainer.rows_of(loaded, schema, now)
-    rows = _typed(journalled, schema).sort_by(
+    rows = _labelled(journalled, schema).sort_by(
         [("occurred_at", "ascending"), ("prediction_id", "ascending")]
     )
     schema = schema.learned_from(rows)
@@ -160,8 +161,9 @@ def _wanted(
     return frame[[*names, *sorted(set(beside) - set(names))]]
 
 
-def _typed(rows: pa.Table, schema: Schema) -> pa.Table:
-    """Labels as reading the journal gives them: numbers as numbers."""
+def _labelled(rows: pa.Table, schema: Schema) -> pa.Table:
+    """The labelled rows as reading the journal gives them: a regression's labels as numbers."""
+    rows = rows.filter(pc.is_valid(rows.column("label")))
     if schema.target.task != "regression":
         return rows
     place = rows.schema.get_field_index("label")

@@ -117,6 +117,7 @@ def rows(
     in the request with different content.
     """
     features = [dict(row) for row in requested]
+    present = stamp(now)
     asked, times, untimed = [], [], set()
     for index, row in enumerate(features):
         given = row.pop("prediction_id", None)
@@ -124,7 +125,7 @@ def rows(
         when = row.pop("occurred_at", None)
         if given is not None and when is None:
             untimed.add(given)
-        times.append(stamp(now if when is None else event_time(when, index, now, max_skew)))
+        times.append(present if when is None else stamp(event_time(when, index, now, max_skew)))
     columns = schema.check(features)
     # A schema of no features has no columns to turn.
     values = list(zip(*columns.values(), strict=True)) or [()] * len(asked)
