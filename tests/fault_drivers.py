@@ -89,12 +89,19 @@ def append(name: str, count: int, batch: int) -> None:
         say(labels=ids[:1])
 
 
+def seal() -> None:
+    """Move into history all that was recorded before now."""
+    from homeostat.journal import FileJournal
+
+    FileJournal(Path("data/logs"), tail=timedelta(0)).seal(datetime.now(UTC))
+
+
 def say(**fact: object) -> None:
     sys.stdout.write(json.dumps(fact) + "\n")
     sys.stdout.flush()
 
 
-DRIVERS = {driver.__name__: driver for driver in (serve, serve_by, append)}
+DRIVERS = {driver.__name__: driver for driver in (serve, serve_by, append, seal)}
 
 
 def main() -> None:

@@ -17,18 +17,20 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 from serving_fixtures import SOURCE, until
 
 from homeostat.journal import FileJournal
 
-# Every call by which a process changes a file or makes it durable.
+# The calls by which a process changes what is in a file, or which, or makes it durable.
 CALLS = (
     *("write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "copy_file_range"),
     *("fsync", "fdatasync", "sync_file_range", "ftruncate", "truncate", "fallocate"),
-    *("rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat", "mkdir"),
+    *("rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat"),
 )
 CITIES = ["Oslo", "Rome", "Wien, AT", 'a "quoted"\nnewline\r\n', "日本 \u2028", "'", "\\", None]
 
@@ -177,6 +179,7 @@ class Memory:
     labels: dict[str, list[str]] = field(default_factory=dict)  # by id, in order; all told but …
     untold: set[str] = field(default_factory=set)  # … the last one of these ids
     refused: Counter = field(default_factory=Counter)  # answers by status, other than 200
+    again: bool = True  # whether rows that were answered are sent again
     wrong: set[str] = field(default_factory=set)  # what no server may say
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -256,7 +259,7 @@ class Client(threading.Thread):
         name = self._new()
         if kind < 0.5:
             name = self._draw.choice(tuple(self._memory.waiting) or [name])
-        elif kind < 0.6:
+        elif kind < 0.6 and self._memory.again:
             name = self._draw.choice(tuple(self._memory.answers) or [name])
         return {**(self._memory.rows.get(name) or row_of(name)), "prediction_id": name}
 
@@ -322,8 +325,10 @@ def compare(root: Path, memory: Memory) -> Findings:
     journal.catch_up()  # cuts off what a dead writer left
     read = journal.read().to_pylist()
     plain, versions = plain_rows(root / "data" / "logs"), plain_labels(root / "data" / "logs")
-    ids = Counter(row["prediction_id"] for row in plain)
-    ids |= Counter(row["prediction_id"] for row in read)
+    history = filed_rows(root / "data" / "logs")
+    counts = [Counter(row["prediction_id"] for row in rows) for rows in (read, plain, history)]
+    ids = counts[0] | counts[1] | counts[2]  # a row may be in the tail and in history for a while
+    plain = [*plain, *history]
     known = {row["prediction_id"]: row for row in read}
     found = {row["prediction_id"]: row for row in plain}
     lost = [n for n in memory.answers if n not in known or n not in found]
@@ -387,10 +392,30 @@ def plain_rows(logs: Path) -> list[dict]:
 
 
 def plain_labels(logs: Path) -> dict[str, list[str]]:
-    """All versions of each label in the order of the file, read without the journal."""
+    """All versions of each label in order of arrival, read without the journal."""
     versions: dict[str, list[str]] = {}
+    seen = set()
+    tail = []
     if (logs / "labels.csv").exists():
         with (logs / "labels.csv").open(newline="") as lines:
-            for row in csv.DictReader(lines):
-                versions.setdefault(row["prediction_id"], []).append(row["label"])
+            tail = list(csv.DictReader(lines))
+    for row in [*delta(logs / "history" / "labels", "arrived_at", "number"), *tail]:
+        at = datetime.fromisoformat(str(row["recorded_at"])).astimezone(UTC)
+        version = row["prediction_id"], row["label"], at
+        if version not in seen:  # else it is in the tail and in history
+            seen.add(version)
+            versions.setdefault(row["prediction_id"], []).append(row["label"])
     return versions
+
+
+def filed_rows(logs: Path) -> list[dict]:
+    """All rows of the history of predictions, read without the journal."""
+    return delta(logs / "history" / "predictions", "occurred_at")
+
+
+def delta(path: Path, *order: str) -> list[dict]:
+    """The rows of a Delta table as its log names them; none where there is no table."""
+    if not any((path / "_delta_log").glob("*.json")):
+        return []
+    ascending = [(name, "ascending") for name in order]
+    return DeltaTable(path).to_pyarrow_table().sort_by(ascending).to_pylist()

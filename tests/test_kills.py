@@ -18,12 +18,15 @@ from fault_fixtures import (
     Nursery,
     attach,
     compare,
+    filed_rows,
     journal_files,
     load,
     plain_labels,
     plain_rows,
 )
 from serving_fixtures import objects, promote, serving, until
+
+from homeostat.journal import FileJournal
 
 CLIENTS, REQUESTS = 3, 25
 PATIENCE = 3  # runs for each kill that is wanted, before a test gives up
@@ -173,6 +176,38 @@ def test_rows_of_two_schemas_and_labels_outlive_their_writer(nursery, tmp_path, 
         assert rows <= set(recorded)
         assert set(recorded.values()) <= {1}
         assert labels <= set(plain_labels(logs))
+
+
+@pytest.mark.parametrize("most", soaked(3, 80))
+@pytest.mark.parametrize("call", ["write", "fsync", "rename", "linkat", "unlink", "mkdir"])
+def test_a_sealer_killed_at_any_call_moves_each_row_once(nursery, root, call, most):
+    """Every k in turn, beside a server under load, until a sealer lives through it."""
+    logs, memory, killed = root / "data" / "logs", Memory(again=False), 0
+    server = nursery.start("serve", root)
+    address = server.up()
+    load(address, memory, names("before"), 10)
+    for k in range(1, most + 1):
+        inject = ("-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={k}")
+        sealer = nursery.start("seal", root, strace=inject)
+        load(address, memory, names(k), 6)
+        until(sealer.ended, what="the sealer")
+        sealer.end()
+        assert sealer.killed or sealer.code == 0, sealer.log.read_text()
+        assert compare(root, memory) == NOTHING, k
+        killed += sealer.killed
+        if not sealer.killed:
+            break
+    load(address, memory, names("after"), 10)
+    server.end()
+    last = nursery.start("seal", root)
+    until(last.ended, what="the last sealer")
+    assert last.code == 0, last.log.read_text()
+    assert compare(root, memory) == NOTHING
+    assert killed
+    assert plain_rows(logs) == []
+    assert FileJournal(logs).sealed.rows == len(filed_rows(logs)) >= len(memory.answers)
+    assert not memory.refused
+    print(f"{killed} sealers killed at {call}, {len(memory.answers)} rows answered")
 
 
 @pytest.mark.parametrize("kills", soaked(1, 5))

@@ -154,7 +154,8 @@ class DeltaLog:
     def _open(self) -> Delta | None:
         from deltalake import DeltaTable
 
-        if not (self.path / "_delta_log").is_dir():
+        # A writer that is killed before its first commit leaves a log without one.
+        if not any((self.path / "_delta_log").glob("*.json")):
             return None
         try:
             return DeltaTable(self.path)
