@@ -13,16 +13,8 @@ from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
-from fault_fixtures import (
-    NOTHING,
-    Memory,
-    Nursery,
-    compare,
-    load,
-    plain_rows,
-    row_of,
-    system,
-)
+from fault_findings import NOTHING, compare, plain_rows
+from fault_fixtures import Memory, Nursery, load, row_of, system
 from serving_fixtures import objects, promote, until
 
 NAMES = ["one", "two", "three"]

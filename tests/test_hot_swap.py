@@ -11,7 +11,8 @@ import cloudpickle
 import httpx
 import pandas as pd
 import pytest
-from fault_fixtures import Nursery, plain_rows, row_of
+from fault_findings import plain_rows
+from fault_fixtures import Nursery, row_of
 from serving_fixtures import objects, promote, until
 
 ROWS = [{**row_of(f"swap-{n}"), "city": "Oslo"} for n in range(4)]

@@ -11,19 +11,8 @@ import re
 from collections import Counter
 
 import pytest
-from fault_fixtures import (
-    CALLS,
-    NOTHING,
-    Memory,
-    Nursery,
-    attach,
-    compare,
-    filed_rows,
-    journal_files,
-    load,
-    plain_labels,
-    plain_rows,
-)
+from fault_findings import NOTHING, compare, filed_rows, plain_labels, plain_rows
+from fault_fixtures import CALLS, Memory, Nursery, attach, journal_files, load
 from serving_fixtures import objects, promote, serving, until
 
 from homeostat.journal import FileJournal

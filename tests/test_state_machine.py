@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from fault_fixtures import plain_labels, plain_rows, row_of
+from fault_findings import plain_labels, plain_rows
+from fault_fixtures import row_of
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
