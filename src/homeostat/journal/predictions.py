@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,12 +30,13 @@ from homeostat.records import Appended, Committed, Entry
 _NONE: frozenset[bytes] = frozenset()
 
 
-class _Request(NamedTuple):
-    """The records of one request."""
+class _Requests(NamedTuple):
+    """The records of several requests, one behind the other."""
 
     records: list[bytes]
-    keys: list[bytes]
-    untimed: frozenset[bytes]  # keys
+    keys: list[bytes]  # of the records
+    sizes: list[int]  # rows of each request
+    untimed: list[frozenset[bytes]]  # keys of each request
 
 
 class _Columns:
@@ -47,10 +49,15 @@ class _Columns:
         self.fingerprint = self.shape.fingerprint
         self.encoder = lines.Encoder(columns)
 
-    def request(self, entry: Entry) -> _Request:
-        records = list(map(self.encoder.record, entry.rows))
-        untimed = frozenset(map(lines.key_of, entry.untimed)) if entry.untimed else _NONE
-        return _Request(records, list(map(lines.key, records)), untimed)
+    def requests(self, entries: Sequence[Entry]) -> _Requests:
+        record = self.encoder.record
+        records = [record(row) for entry in entries for row in entry.rows]
+        untimed = [
+            frozenset(map(lines.key_of, entry.untimed)) if entry.untimed else _NONE
+            for entry in entries
+        ]
+        sizes = [len(entry.rows) for entry in entries]
+        return _Requests(records, list(map(lines.key, records)), sizes, untimed)
 
 
 class Predictions:
@@ -71,8 +78,7 @@ class Predictions:
     ) -> list[Committed | ConflictError]:
         """See `FileJournal.commit`."""
         known = self._prepared(columns)
-        requests = [known.request(entry) for entry in entries]
-        group = self._write(known, requests)
+        group = self._write(known, known.requests(entries))
         return group.results(known.given)
 
     def append(self, rows: pa.Table) -> Appended:
@@ -80,7 +86,8 @@ class Predictions:
         rows = shape.conformed(rows)
         known = self._prepared(rows.schema)
         records = list(known.encoder.records(rows))
-        group = self._write(known, [_Request(records, list(map(lines.key, records)), _NONE)])
+        keys = list(map(lines.key, records))
+        group = self._write(known, _Requests(records, keys, [len(records)], [_NONE]))
         (result,) = group.outcomes
         if isinstance(result, ConflictError):
             raise result
@@ -181,7 +188,7 @@ class Predictions:
         self._disk.cut(tail.file.file, tail.place(tail.end), tail.path)
         self._torn(tail.path, torn)
 
-    def _write(self, columns: _Columns, requests: Sequence[_Request]) -> _Group:
+    def _write(self, columns: _Columns, requests: _Requests) -> _Group:
         """Write what is new, and return when all of it and all that is repeated is durable."""
         self._disk.trusted()
         with self._caught_up() as files:
@@ -232,36 +239,35 @@ class _Group:
         self.outcomes: list[list[bytes] | ConflictError] = []  # or the records that were repeated
         self.seen = _Seen()
 
-    def take(self, requests: Sequence[_Request]) -> None:
+    def take(self, requests: _Requests) -> None:
         """All at once where every row is new, or else one request after another."""
-        self._sizes = [len(request.keys) for request in requests]
-        new: dict[bytes, bytes] = {}
-        for request in requests:
-            new.update(zip(request.keys, request.records, strict=True))
+        self._sizes = requests.sizes
+        new = dict(zip(requests.keys, requests.records, strict=True))
         # Of two views the shorter one is gone through.
         known = [index.places.keys() for index in self._files.consumers.values()]
-        if len(new) == sum(self._sizes) and all(map(new.keys().isdisjoint, known)):
+        if len(new) == len(requests.keys) and all(map(new.keys().isdisjoint, known)):
             self.pending = new
-            self.outcomes = [[] for _ in requests]
+            self.outcomes = [[] for _ in requests.sizes]
             return
-        for request in requests:
+        rows = zip(requests.keys, requests.records, strict=True)
+        for size, untimed in zip(requests.sizes, requests.untimed, strict=True):
             try:
-                self.outcomes.append(self._sorted_out(request))
+                self.outcomes.append(self._sorted_out(list(islice(rows, size)), untimed))
             except ConflictError as error:
                 self.outcomes.append(error)
 
-    def _sorted_out(self, request: _Request) -> list[bytes]:
-        """Take what is new; return the recorded rows of the rest."""
+    def _sorted_out(
+        self, rows: Sequence[tuple[bytes, bytes]], untimed: frozenset[bytes]
+    ) -> list[bytes]:
+        """Take what is new of the keys and records; return the recorded rows of the rest."""
         new: dict[bytes, bytes] = {}
         repeated = []
-        for row, (key, record) in enumerate(zip(request.keys, request.records, strict=True)):
-            before = new.get(key) or self.pending.get(key)
-            before = before or self._recorded(key, row)
+        for row, (key, record) in enumerate(rows):
+            before = new.get(key) or self.pending.get(key) or self._recorded(key, row)
             if before is None:
                 new[key] = record
                 continue
-            timed = key not in request.untimed
-            if not _same(before, record, self._columns.given, timed=timed):
+            if not _same(before, record, self._columns.given, timed=key not in untimed):
                 raise _conflict(row)
             repeated.append(before)
         self.pending.update(new)
