@@ -21,6 +21,7 @@ from homeostat import build, cli, settings
 from homeostat.build import load_project
 from homeostat.engines.local import LocalEngine
 from homeostat.errors import HomeostatError
+from homeostat.records import State
 from homeostat.testing import drifting_stream
 
 WORDS = ["--target", "target", "--time", "occurred_at"]
@@ -112,6 +113,14 @@ def test_an_adopted_model_is_a_release_with_reference_and_history(tmp_path, fold
     assert project.releases.verify() == 1
     assert (folder / "data" / "processed" / "reference.csv").is_file()
     assert settings.read(folder).project.target == "target"
+
+
+def test_the_loop_looks_at_an_adopted_model_as_at_any_other(tmp_path, folder, rows):
+    project, outcome = named(folder, saved(tmp_path, fitted(rows)), tmp_path / "rows.parquet")
+    with project.loop() as loop:
+        evidence = loop.monitor()
+    assert (evidence.release, evidence.state) == (outcome.release, State.INSUFFICIENT_DATA)
+    assert evidence.reference_rows == 300
 
 
 def test_rows_without_a_label_are_history_but_no_reference(tmp_path, folder, rows):
@@ -218,6 +227,7 @@ def test_an_adopted_model_serves_and_verifies(tmp_path, folder, rows, capfd, mon
         told = http.get("/model").json()
     assert answer["model_version"] == outcome["release"] == told["model_version"]
     assert told["kind"] == "adopt"
+    assert load_project(folder).releases.champion().manifest["twin"]["engine"] in ("onnx", "native")
     wanted = fitted(rows).predict_proba(pd.DataFrame([ROW])[["gap", "member", "amount", "city"]])
     assert answer["probability"] == pytest.approx(wanted[0, 1], abs=1e-6)
     with pytest.raises(SystemExit) as ended:

@@ -141,7 +141,7 @@ def _tried(
         seed=about.seed,
         log=fitted.log,
     )
-    return candidate, journalled
+    return trainer.with_twin(candidate, rows), journalled
 
 
 def _wanted(
