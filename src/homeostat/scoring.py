@@ -139,10 +139,17 @@ def tabulate(output: Floats, target: Target) -> pa.Table:
 def outputs(rows: pa.Table, target: Target) -> Floats:
     """The inverse of `tabulate`: a scorer's output from the journal's columns."""
     if target.task == "regression":
-        return np.asarray(rows.column("prediction").cast(pa.float64()).to_numpy())
+        return _numbers(rows.column("prediction").cast(pa.float64()))
     if target.task == "binary":
-        return np.asarray(rows.column("probability").to_numpy())
+        return _numbers(rows.column("probability"))
     return np.asarray([json.loads(text) for text in rows.column("probabilities").to_pylist()])
+
+
+def _numbers(column: pa.ChunkedArray) -> Floats:
+    """Arrow's own `to_numpy` would import pandas, which a server does without."""
+    if column.null_count:
+        column = pc.fill_null(column, np.nan)
+    return np.asarray(np.from_dlpack(column.combine_chunks()), dtype=float)
 
 
 def row_losses(scores: pa.Table, rows: pa.Table, schema: Schema) -> Floats:
