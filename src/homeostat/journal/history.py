@@ -134,7 +134,7 @@ class DeltaLog:
         snapshot = self.snapshot()
         if snapshot.partitioned:
             return
-        rows = change(snapshot.between(snapshot.schema, None, None))
+        rows = join.ordered(change(snapshot.everything()))
         days = rows.column("occurred_at").cast(pa.date32())
         rows = rows.rename_columns(homes(rows.schema, pa.schema([("day", pa.date32())])))
         try:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from homeostat.journal import join, shape
 from homeostat.journal.join import ARRIVALS, Key
-from homeostat.journal.snapshot import SLICE, Snapshot, cuts, named
+from homeostat.journal.snapshot import SLICE, Snapshot, cuts
 from homeostat.records import Window, utc
 from homeostat.schema import Schema
 
@@ -63,7 +63,7 @@ class View:
 
     def columns(self) -> pa.Schema:
         """All columns of all rows, the system's first; of two kinds, the later."""
-        return shape.union([named(self.rows.schema), *(table.schema for table in self.tail)])
+        return shape.union([self.rows.columns, *(table.schema for table in self.tail)])
 
     def newest(self, source: str | None) -> datetime | None:
         """The newest event time, of one source or of all; None without such rows."""
@@ -112,7 +112,7 @@ def filed(view: View, low: Key | None, high: Key | None) -> pa.Table:
     """The labels in history of the rows between two places, as `ARRIVALS`."""
     if view.labels.partitioned:
         return view.labels.between(ARRIVALS, low, high)
-    whole = view.labels.between(view.labels.schema, None, None)
+    whole = view.labels.everything()
     rows = join.between(upgraded(whole, view.times(whole.column("prediction_id"))), low, high)
     return rows.select(ARRIVALS.names)
 

@@ -92,10 +92,12 @@ def cuts(
 def named(present: pa.Schema) -> pa.Schema:
     """The columns of a table under the names that rows know them by; of two kinds, the later."""
     fields: dict[str, pa.DataType] = {}
+    taken = {name.lower() for name in present.names}
     for field in present:
         base, _, kind = field.name.rpartition("@")
-        again = base in present.names and kind == _KINDS.get(str(field.type))
-        fields[base if again else field.name] = field.type
+        beside = base.lower() in taken and kind == _KINDS.get(str(field.type))
+        if not pa.types.is_date(field.type):  # the partition
+            fields[base if beside else field.name] = field.type
     return pa.schema(list(fields.items()))
 
 
@@ -126,7 +128,13 @@ class Snapshot:
         partition = ("day",) if self.partitioned else ()
         self.schema = pa.schema([f for f in self._present if f.name not in partition])
         listed = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
-        self.files = tuple(sorted((_file(path, one) for one in listed), key=_placed))
+        find = _file if "occurred_at" in self.schema.names else _timeless
+        self.files = tuple(sorted((find(path, one) for one in listed), key=_placed))
+
+    @property
+    def columns(self) -> pa.Schema:
+        """Its columns under the names that rows know them by."""
+        return named(self._present)
 
     @cached_property
     def rows(self) -> int:
@@ -143,6 +151,10 @@ class Snapshot:
         whole = all(_inside(file, low, high) for file in near)
         rows = self._read(near, self._homes(columns), None if whole else join.inside(low, high))
         return self._aligned(join.ordered(rows), columns)
+
+    def everything(self) -> pa.Table:
+        """All rows with all columns, in no order."""
+        return self._read(self.files, self.schema.names, None)
 
     def located(self, ids: pa.Array | pa.ChunkedArray, columns: pa.Schema) -> pa.Table:
         """The rows that have one of these ids, looked for in the newest files first."""
@@ -344,6 +356,21 @@ def _file(path: Path, listed: dict[str, Any]) -> File:
         last=_aware(last),
         lowest=lowest,
         highest=highest,
+    )
+
+
+def _timeless(path: Path, listed: dict[str, Any]) -> File:
+    """A file of labels that an earlier version wrote, without the times of their rows."""
+    del path
+    return File(
+        path=listed["path"],
+        size=listed["size_bytes"],
+        rows=listed["num_records"],
+        day=None,
+        first=datetime.min.replace(tzinfo=UTC),
+        last=datetime.max.replace(tzinfo=UTC),
+        lowest="",
+        highest="",
     )
 
 
