@@ -273,7 +273,8 @@ def history(
 def verify(folder: Folder = HERE, as_json: AsJson = False) -> None:
     """Recompute the audit chain, the champion's signature, and each byte of its line."""
     project = load_project(folder)
-    screen.verified(project.audit.verify(), project.releases.verify(), as_json=as_json)
+    lines, checked = project.audit.verify(), project.releases.verify()
+    screen.verified(lines, checked, project.journal.erased(), as_json=as_json)
 
 
 app.command()(verbs.replay)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from homeostat import files
 from homeostat.audit import canonical, jsonable
 from homeostat.errors import ReleaseError, VerificationError
-from homeostat.records import Candidate, Release, Verdict, utc
+from homeostat.records import Candidate, Release, TrainingRows, Verdict, utc
 from homeostat.schema import Schema
 from homeostat.signing import GET_A_KEY, Pointer, Signed, public_key, signing_key, trust
 
@@ -29,6 +29,7 @@ __all__ = ["FORMAT", "FileReleases", "signing_key"]
 FORMAT = 1
 """Of the manifest."""
 
+_TIMES = ("start", "cutoff", "as_of")
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -182,6 +183,16 @@ class FileReleases:
             parent = release.manifest["parent"]
             release = None if parent is None else self.get(parent)
         return line
+
+    def trainings(self) -> dict[str, TrainingRows]:
+        """The training rows of each release that is stored, champion once or not, by id."""
+        found = {}
+        for path in sorted((self._models / "manifests").glob("*.json")):
+            if _ID.fullmatch(path.stem):
+                told = dict(self.get(path.stem).manifest["training"])
+                times = {name: datetime.fromisoformat(told[name]) for name in _TIMES}
+                found[path.stem] = TrainingRows(told["rows"], sha256=told["sha256"], **times)
+        return found
 
     def verify(self) -> int:
         """Verify pointer, pre-signed rollback, and every byte of the line; how many releases."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,11 +189,18 @@ def history(lines: Sequence[Mapping[str, Json]], *, as_json: bool) -> None:
     out.print(table)
 
 
-def verified(lines: int, checked: int, *, as_json: bool) -> None:
+def verified(lines: int, checked: int, erased: Mapping[str, datetime], *, as_json: bool) -> None:
+    """`erased` names releases of which training rows were erased since, and when."""
     if as_json:
-        document({"audit_lines": lines, "releases": checked})
+        told = {"erased": erased} if erased else {}
+        document({"audit_lines": lines, "releases": checked, **told})
         return
     out.print(f"[green]verified[/] {lines} lines of the audit chain, {checked} releases")
+    for release, at in erased.items():
+        say(
+            f"{release[:12]} was trained on rows that were erased on {at:%Y-%m-%d}: its frame "
+            "cannot be rebuilt as it was"
+        )
 
 
 def counts(result: Mapping[str, Json], *, as_json: bool) -> None:

@@ -6,7 +6,9 @@ read back by import is the same history.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 
 from homeostat.build import Project
 from homeostat.errors import HomeostatError, SchemaError
-from homeostat.records import Labelled
+from homeostat.records import Erased, Labelled
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 
 CHUNK = 10_000  # labels handed to the journal at once
@@ -99,15 +101,47 @@ def _texts(project: Project, column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def export(project: Project, file: Path) -> dict[str, int]:
     """All rows, joined with their labels, oldest first."""
-    rows = project.journal.read()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".parquet":
-        pq.write_table(rows, file, compression="zstd")
-    elif file.suffix == ".csv":
-        pcsv.write_csv(rows, file, pcsv.WriteOptions(quoting_style="all_valid"))
-    else:
+    if file.suffix not in (".csv", ".parquet"):
         raise HomeostatError(f"{file.name} is neither .csv nor .parquet.")
-    return {"rows": rows.num_rows}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tables = iter(project.journal.scan())
+    first = next(tables)
+    count = 0
+    if file.suffix == ".parquet":
+        writer = pq.ParquetWriter(file, first.schema, compression="zstd")
+    else:
+        options = pcsv.WriteOptions(quoting_style="all_valid")
+        writer = pcsv.CSVWriter(file, first.schema, write_options=options)
+    with writer:
+        for rows in chain([first], tables):
+            # Of an empty chunk, Arrow's writer of CSV writes what its buffer last held.
+            writer.write_table(rows.combine_chunks())
+            count += rows.num_rows
+    return {"rows": count}
+
+
+def erase(
+    project: Project, ids: Sequence[str], where: str | None, sure: Callable[[str], bool]
+) -> dict[str, int]:
+    """Remove rows by id or condition, for good, if `sure` agrees to their counts."""
+    if not ids and where is None:
+        raise HomeostatError("nothing to erase was named.", hint="Give --id or --where.")
+    counts: dict[str, int] = {}
+
+    def agreed(erased: Erased) -> bool:
+        counts.update(rows=erased.rows, labels=erased.labels, releases=len(erased.releases))
+        agreed = sure(
+            f"{erased.rows:,} rows and {erased.labels:,} labels; {len(erased.releases)} releases "
+            "were trained on some of them"
+        )
+        counts["erased"] = int(agreed)
+        return agreed
+
+    with project.locked():
+        now = datetime.now(UTC)
+        trainings = project.releases.trainings()
+        project.journal.erase(now, ids=ids, where=where, trainings=trainings, sure=agreed)
+    return counts
 
 
 def load(project: Project, file: Path) -> dict[str, int]:

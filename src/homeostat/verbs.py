@@ -124,6 +124,31 @@ def log_import(
     screen.counts(transfer.load(load_project(folder), file), as_json=as_json)
 
 
+@log.command("erase")
+def log_erase(
+    identity: Annotated[
+        list[str] | None, typer.Option("--id", help="A prediction_id; may be repeated.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition over the journal's columns; see the docs.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove rows and their labels for good, with the files that held them; stop servers first,
+    or have them take no such ids meanwhile.
+    """
+    from homeostat import transfer
+
+    def sure(counts: str) -> bool:
+        return not dry_run and (yes or typer.confirm(f"Erase {counts}?", err=True))
+
+    project = load_project(folder)
+    screen.counts(transfer.erase(project, identity or [], where, sure), as_json=as_json)
+
+
 def replay(
     data: Annotated[Path, typer.Argument(help="CSV or Parquet of labelled rows.")],
     time: Annotated[str, typer.Option(help="Column of the event time.")],
