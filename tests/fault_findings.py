@@ -106,17 +106,24 @@ def plain_labels(logs: Path) -> dict[str, list[str]]:
     """All versions of each label in order of arrival, read without the journal."""
     versions: dict[str, list[str]] = {}
     seen = set()
-    tail = []
-    if (logs / "labels.csv").exists():
-        with (logs / "labels.csv").open(newline="") as lines:
-            tail = list(csv.DictReader(lines))
-    for row in [*delta(logs / "history" / "labels", "arrived_at", "number"), *tail]:
+    for row in [*filed_labels(logs), *tail_labels(logs)]:
         at = datetime.fromisoformat(str(row["recorded_at"])).astimezone(UTC)
         version = row["prediction_id"], row["label"], at
         if version not in seen:  # else it is in the tail and in history
             seen.add(version)
             versions.setdefault(row["prediction_id"], []).append(row["label"])
     return versions
+
+
+def tail_labels(logs: Path) -> list[dict]:
+    if not (logs / "labels.csv").exists():
+        return []
+    with (logs / "labels.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def filed_labels(logs: Path) -> list[dict]:
+    return delta(logs / "history" / "labels", "arrived_at", "number")
 
 
 def filed_rows(logs: Path) -> list[dict]:
