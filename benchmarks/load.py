@@ -55,7 +55,9 @@ def measured(
     except subprocess.CalledProcessError as error:
         raise BenchmarkError(f"wrk failed: {error.stderr.strip()}") from error
     told = json.loads(ran.stdout.splitlines()[-1])
-    if told["refused"] or told["broken"] or not told["requests"]:
+    if not told["requests"]:
+        raise BenchmarkError(f"no answer came within {seconds:g} s; --seconds gives it longer.")
+    if told["refused"] or told["broken"]:
         raise BenchmarkError(
             f"{told['refused']} of {told['requests']} answers were not 2xx, and "
             f"{told['broken']} requests got none."

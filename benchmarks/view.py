@@ -16,7 +16,7 @@ from rich.table import Table
 from systems import CASES
 
 BUSY = 0.5  # load average from which others are at work on the machine
-WIDTH = 132  # below which the table of figures folds
+WIDTH = 140  # below which the table of figures folds
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,11 @@ class Conditions:
     versions: str
 
     def __str__(self) -> str:
-        busy = "; others are at work here, so trust ratios only" if self.load > BUSY else ""
+        busy = (
+            ": others are at work here, so measure again when it is quiet"
+            if self.load > BUSY
+            else ""
+        )
         return f"{self.cores} cores, {self.versions}, load before the start {self.load:.1f}{busy}"
 
 
@@ -67,7 +71,7 @@ def show(
 
 def _figures(found: Measured, tried: list[tuple[str, Case]]) -> Table:
     table = Table(title="Requests per second, and p50 / p99 in ms, by connections and rows")
-    table.add_column("system")
+    table.add_column("system", no_wrap=True)
     for case in CASES:
         rows = f"{case.rows_per_request} row{'s' * (case.rows_per_request > 1)}"
         table.add_column(f"{case.concurrency} × {rows}", justify="right")
