@@ -96,7 +96,7 @@ def test_arrow_reads_back_exactly_what_was_written(values):
         [("id", pa.string()), ("n", pa.float64()), ("c", pa.string()), ("b", pa.bool_())]
     )
     encoder = lines.Encoder(schema)
-    records = [encoder.record(value) for value in values]
+    records = encoder.records(values)
     data = b"".join(records)
     back = lines.decode(data, schema).to_pydict()
     for place, name in enumerate(("id", "c", "b"), start=0):

@@ -76,7 +76,7 @@ class Labels:
     def append(self, labels: pa.Table) -> Labelled:
         """See `contracts.Journal.label`."""
         table = self._stamped(labels)
-        records = list(lines.Encoder(shape.LABELS).records(table))
+        records = list(lines.Encoder(shape.LABELS).of(table))
         self._disk.trusted()
         with self._caught_up():
             rows, news, changed = self._news(table)

@@ -24,20 +24,19 @@ Places: TypeAlias = NDArray[np.int64]
 
 _BLOCK = 1 << 22  # bytes that the parser takes at a time
 _SLICE = 10_000  # rows of a table that become Python's objects at a time
-_KNOWN = 10_000  # combinations of types that an encoder remembers
 _PARSE = csv.ParseOptions(newlines_in_values=True)
 _TIME = len("2025-01-01 00:00:00.000000Z")
 _NOTHING = msgspec.Raw(b"")
 _NULL = type(None)
-_HELD: dict[pa.DataType, tuple[type, ...]] = {
-    pa.string(): (str, _NULL),
-    pa.float64(): (float, _NULL),
-    pa.bool_(): (bool, _NULL),
-    TIMESTAMP: (str,),  # as text, which Arrow reads back
+_HELD: dict[pa.DataType, frozenset[type]] = {
+    pa.string(): frozenset({str, _NULL}),
+    pa.float64(): frozenset({float, _NULL}),
+    pa.bool_(): frozenset({bool, _NULL}),
+    TIMESTAMP: frozenset({str}),  # as text, which Arrow reads back
 }
 _TEXT = rb'"[^"]*(?:""[^"]*)*"'
 _FIRST = re.compile(_TEXT)
-_json = msgspec.json.Encoder().encode
+_json_lines = msgspec.json.Encoder().encode_lines
 
 
 class Encoder:
@@ -48,58 +47,57 @@ class Encoder:
     """
 
     def __init__(self, schema: pa.Schema) -> None:
-        self.schema = schema
-        self._held = [_HELD[field.type] for field in schema]
-        self._held[0] = (str,)
+        held = [_HELD[field.type] for field in schema]
+        self._held = [frozenset({str}), *held[1:]]
         self._times = [i for i, field in enumerate(schema) if field.type == TIMESTAMP]
-        self._nulls: dict[tuple[type, ...], tuple[int, ...]] = {}
 
-    def record(self, row: Sequence[Any]) -> bytes:
-        """One record with its newline. Raises JournalError for a value that its column cannot
-        hold, since nobody could read the file any more.
+    def records(self, rows: Sequence[Sequence[Any]]) -> list[bytes]:
+        """A record with its newline for each row. Raises JournalError for a value that its column
+        cannot hold, since nobody could read the file any more.
         """
-        kinds = tuple(map(type, row))
-        nulls = self._nulls.get(kinds)
-        if nulls is None:
-            nulls = self._checked(kinds)
-        for place in self._times:
-            if len(row[place]) != _TIME:
-                raise _unfit()
+        if not rows:
+            return []
+        columns, nulls = self._checked(rows)
         if nulls:
-            row = list(row)
             for place in nulls:
-                row[place] = _NOTHING
+                columns[place] = tuple(_NOTHING if v is None else v for v in columns[place])
+            rows = list(zip(*columns, strict=True))
         try:
-            text = _json(row)
+            text = _json_lines(rows)
         except UnicodeEncodeError:
             raise _unfit() from None
+        written = text.splitlines(keepends=True)  # JSON escapes a newline within a text
         if b"\\" in text or b"null" in text:
-            return _careful(row)
-        return text[1:-1] + b"\n"
+            return [_record(row, line) for row, line in zip(rows, written, strict=True)]
+        return [line[1:-2] + b"\n" for line in written]
 
-    def records(self, table: pa.Table) -> Iterator[bytes]:
+    def of(self, table: pa.Table) -> Iterator[bytes]:
         """The records of a table with the columns of the schema."""
-        record = self.record
         for start in range(0, table.num_rows, _SLICE):
             part = table.slice(start, _SLICE)
             columns = [
                 (column.cast(pa.string()) if column.type == TIMESTAMP else column).to_pylist()
                 for column in part.columns
             ]
-            yield from map(record, zip(*columns, strict=True))
+            yield from self.records(list(zip(*columns, strict=True)))
 
-    def _checked(self, kinds: tuple[type, ...]) -> tuple[int, ...]:
-        """The places of nulls in rows of these types."""
-        if len(kinds) != len(self._held) or not all(map(_within, kinds, self._held)):
+    def _checked(self, rows: Sequence[Sequence[Any]]) -> tuple[list[tuple[Any, ...]], list[int]]:
+        """The columns, and the places of those with nulls. Raises JournalError, see `records`."""
+        try:
+            columns = list(zip(*rows, strict=True))
+        except ValueError:
+            raise _unfit() from None
+        kinds = [set(map(type, column)) for column in columns]
+        if len(kinds) != len(self._held) or not all(map(set.issubset, kinds, self._held)):
             raise _unfit()
-        if len(self._nulls) >= _KNOWN:
-            self._nulls.clear()
-        nulls = self._nulls[kinds] = tuple(i for i, kind in enumerate(kinds) if kind is _NULL)
-        return nulls
+        if any(set(map(len, columns[place])) != {_TIME} for place in self._times):
+            raise _unfit()
+        return columns, [place for place, kind in enumerate(kinds) if _NULL in kind]
 
 
-def _within(kind: type, held: tuple[type, ...]) -> bool:
-    return kind in held
+def _record(row: Sequence[Any], line: bytes) -> bytes:
+    """The record of a row that JSON writes as `line`, which CSV may not read as it is."""
+    return _careful(row) if b"\\" in line or b"null" in line else line[1:-2] + b"\n"
 
 
 def _unfit() -> JournalError:
@@ -124,7 +122,7 @@ def _field(value: Any) -> str:
 
 def encode(table: pa.Table) -> bytes:
     """The rows of `table`, one record each: null is nothing, an empty string is `""`."""
-    return b"".join(Encoder(table.schema).records(table))
+    return b"".join(Encoder(table.schema).of(table))
 
 
 def header(schema: pa.Schema) -> bytes:

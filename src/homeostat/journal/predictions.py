@@ -50,8 +50,7 @@ class _Columns:
         self.encoder = lines.Encoder(columns)
 
     def requests(self, entries: Sequence[Entry]) -> _Requests:
-        record = self.encoder.record
-        records = [record(row) for entry in entries for row in entry.rows]
+        records = self.encoder.records([row for entry in entries for row in entry.rows])
         untimed = [
             frozenset(map(lines.key_of, entry.untimed)) if entry.untimed else _NONE
             for entry in entries
@@ -85,7 +84,7 @@ class Predictions:
         """See `contracts.Journal.append`."""
         rows = shape.conformed(rows)
         known = self._prepared(rows.schema)
-        records = list(known.encoder.records(rows))
+        records = list(known.encoder.of(rows))
         keys = list(map(lines.key, records))
         group = self._write(known, _Requests(records, keys, [len(records)], [_NONE]))
         (result,) = group.outcomes
