@@ -228,6 +228,29 @@ class JournalContract:
         assert journal.newest(source="live") == rows.column("occurred_at")[9].as_py()
         assert journal.newest() == rows.column("occurred_at")[39].as_py()
 
+    def test_a_scan_gives_in_pieces_what_a_read_gives(self, journal: Journal) -> None:
+        schema, rows = self.rows()
+        assert [piece.num_rows for piece in journal.scan(schema=schema)] == [0]
+        journal.append(rows)
+        journal.label(label_rows(["id-3"], ["1"], START))
+        window = Window(START + timedelta(days=1), START + timedelta(days=20))
+        for labelled in (None, True, False):
+            pieces = list(journal.scan(window, labelled=labelled, schema=schema))
+            whole = journal.read(window, labelled=labelled, schema=schema)
+            assert pa.concat_tables(pieces).equals(whole)
+
+    def test_sealing_changes_nothing_that_is_read(self, journal: Journal) -> None:
+        schema, rows = self.rows()
+        journal.append(rows)
+        journal.label(label_rows(["id-0", "id-39", "nobody"], ["1", "0", "1"], START))
+        before = journal.read(schema=schema), journal.read(labelled=True), journal.newest()
+        for day in (10, 20, 400):
+            journal.seal(START + timedelta(days=day))
+            now = journal.read(schema=schema), journal.read(labelled=True), journal.newest()
+            assert now == before
+        journal.append(rows)
+        assert journal.read().num_rows == 40
+
     def test_refused_rows_are_counted_by_code_and_column(self, journal: Journal) -> None:
         refusals = [Refusal("wrong_type", "amount")] * 3 + [Refusal("not_json", None)]
         journal.reject(refusals, START)
