@@ -169,6 +169,7 @@ class Serve(RuleBasedStateMachine):
         """The rows of a request, and whether it fits what is known."""
         requested, fits = [], True
         here: dict[str, tuple[dict, datetime]] = {}
+        untimed = {one["name"] for one in asked if one["hour"] is None}
         for one in asked:
             features, name = row_of(one["content"]), one["name"]
             when = None if one["hour"] is None else AT + one["hour"] * HOUR
@@ -181,7 +182,7 @@ class Serve(RuleBasedStateMachine):
             fits &= here.setdefault(name, content) == content
             if name in self.tail:
                 known, at, _ = self.tail[name]
-                fits &= known == features and when in (None, at)
+                fits &= known == features and (name in untimed or when == at)
         return requested, fits
 
     def remember(self, requested, answers) -> None:
