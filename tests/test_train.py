@@ -471,3 +471,57 @@ def test_the_script_runs_in_the_projects_folder_and_not_as_main(trainer, tmp_pat
     """
     trainer(textwrap.dedent(code) + LOAD).load()
     assert Path(tmp_path / "here").read_text().startswith("homeostat_script_")
+
+
+# --- twins ---
+
+
+FAST = """
+def fit(frame):
+    target = frame.pop("late")
+    levels = OrdinalEncoder(
+        handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1
+    )
+    columns = make_column_transformer((levels, ["carrier"]), remainder="passthrough")
+    trees = Trees(max_iter=5, categorical_features=[0], early_stopping=False)
+    return make_pipeline(columns, trees).fit(frame, target)
+"""
+
+
+def test_a_candidate_gets_a_twin_that_proved_equal_and_keeps_its_model(trainer):
+    made = trainer(LOAD + FAST)
+    rows, _ = prepared(made)
+    candidate = fitted(made)
+    with_twin = made.with_twin(candidate, rows)
+    assert with_twin.twin["why"] is None
+    assert set(with_twin.objects) == {*candidate.objects, "twin"}
+    assert {n: with_twin.objects[n] for n in candidate.objects} == candidate.objects
+    assert with_twin.twin["engine"] == "onnx"
+    assert with_twin.twin["rows"] == rows.num_rows
+    assert made.with_twin(candidate, rows) == with_twin
+
+
+def test_a_script_with_transformers_of_its_own_is_released_without_a_twin_and_says_why(trainer):
+    made = trainer(LOAD + GOOD)
+    rows, _ = prepared(made)
+    candidate = fitted(made)
+    without = made.with_twin(candidate, rows)
+    assert without.objects == candidate.objects
+    assert without.twin["engine"] == "native"
+    assert without.twin["why"] == "Shortened takes categories in a way that is not understood."
+
+
+def test_a_child_that_dies_over_a_twin_does_not_fail_the_release(trainer):
+    class Dead(LocalEngine):
+        def run(self, *args, **kwargs):
+            return super().run(os._exit, 9)
+
+    made = trainer(LOAD + FAST)
+    rows, _ = prepared(made)
+    candidate = fitted(made)
+    with Dead(timeout=timedelta(seconds=30), memory=8192) as engine:
+        made._engine = engine
+        without = made.with_twin(candidate, rows)
+    assert without.objects == candidate.objects
+    assert without.twin["engine"] == "native"
+    assert without.twin["why"]

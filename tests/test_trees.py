@@ -204,6 +204,16 @@ def test_classes_come_in_the_order_of_the_schema():
     np.testing.assert_allclose(given_, wanted, rtol=1e-12)
 
 
+def test_levels_that_the_schema_does_not_list_are_those_of_the_encoder():
+    frame = rows(size=1500)
+    frame["city"] = [f"c{place % 300}" for place in range(1500)]
+    model, schema = fitted("binary", Trees(max_iter=5, categorical_features=[1]), ordinal(), frame)
+    assert schema.by_name["city"].other
+    given_ = Session(convert(model, schema)).output(columns(schema, frame))
+    wanted = Scorer(model, schema).output(tables(schema, frame))
+    np.testing.assert_allclose(given_, wanted, rtol=1e-12)
+
+
 def test_a_model_that_is_one_leaf_answers_that_leaf():
     model, schema = fitted("binary", Trees(max_iter=2, min_samples_leaf=900))
     given_ = Session(convert(model, schema)).output(columns(schema, rows(size=3)))

@@ -68,11 +68,11 @@ def convert(estimator: Any, schema: Schema) -> bytes:
 def _levels(estimator: Any, schema: Schema) -> dict[str, list[str]]:
     """All levels of each category that the estimator may tell apart."""
     known = {f.name: list(f.levels) for f in schema.features if f.kind == "category"}
-    if any(feature.other for feature in schema.features):
+    short = [f for f in schema.features if f.kind == "category" and (f.other or not f.levels)]
+    if short:  # the schema does not list them all, but the encoders do
         found = {text for encoder in _encoders(estimator) for text in _texts(encoder)}
-        for feature in schema.features:
-            if feature.other:
-                known[feature.name] += sorted(found - set(feature.levels))
+        for feature in short:
+            known[feature.name] += sorted(found - set(feature.levels))
     return known
 
 

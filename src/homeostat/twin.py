@@ -243,7 +243,7 @@ class _Seen:
     @property
     def columns(self) -> Any:
         """The model's columns that depend on the feature."""
-        seen = self(np.array([-1e6, 0.0, 1e6]))
+        seen = np.nan_to_num(self(np.array([-1e6, 0.0, 1e6])))  # of other features may be null
         return np.flatnonzero((seen != seen[0]).any(axis=0))
 
     def crossings(self, columns: Any, splits: Floats, ends: Floats) -> Floats:
@@ -254,13 +254,14 @@ class _Seen:
         if not len(splits):
             return np.empty(0)
         lines = np.arange(len(splits))
+        if (self(splits)[lines, columns] == splits).all():  # the model sees the values themselves
+            return splits
         first, last = self(ends)[:, columns]
         with np.errstate(all="ignore"):
             line = ends[0] + (splits - first) * ((ends[1] - ends[0]) / (last - first))
             slack = 1e-10 * (np.abs(line) + np.ptp(ends))
-        bounds = np.full((2, len(splits)), [[-FAR], [FAR]])
-        for row, guess in enumerate((line - slack, line + slack)):
-            bounds[row] = np.where(np.abs(guess) < FAR, guess, bounds[row])
+            guess = np.stack([line - slack, line + slack])
+        bounds = np.where(np.abs(guess) < FAR, guess, [[-FAR], [FAR]])
         below = [self(bound)[lines, columns] <= splits for bound in bounds]
         lost = below[0] == below[1]
         bounds[:, lost] = [[-FAR], [FAR]]
