@@ -113,7 +113,7 @@ class Nursery:
         child = Child(self, pid["pid"], root, log)
         if strace:
             log, errors = (child.log.with_suffix(name) for name in (".strace", ".errors"))
-            child.strace = attach(child.pid, log, errors, *strace)
+            child.strace = attach(child.pid, log, errors, *strace, traceable=True)
         gate.write_bytes(b"")
         gate.unlink()
         return child
@@ -124,11 +124,23 @@ class Nursery:
         self._process.stdout.close()
 
 
-def attach(pid: int, log: Path, errors: Path, *arguments: str) -> subprocess.Popen:
-    """strace on all threads of a process, at work when this returns."""
+def as_root(*command: str) -> list[str]:
+    """The command with the rights of root, where they can be had without a password."""
+    sudo = ["sudo", "-n"] if os.geteuid() and shutil.which("sudo") else []
+    return [*sudo, *command]
+
+
+def attach(
+    pid: int, log: Path, errors: Path, *arguments: str, traceable: bool = False
+) -> subprocess.Popen:
+    """strace on all threads of a process, at work when this returns; `traceable` is a process that
+    lets any other one trace it.
+    """
     if shutil.which("strace") is None:
         system("strace is not installed")
     command = ["strace", "-f", "-q", "-o", str(log), "-p", str(pid), *arguments]
+    if not traceable:
+        command = as_root(*command)
     with errors.open("wb") as output:
         process = subprocess.Popen(command, stderr=output)
 

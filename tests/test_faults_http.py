@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 from fault_findings import NOTHING, compare, plain_rows
-from fault_fixtures import Memory, Nursery, load, row_of, system
+from fault_fixtures import Memory, Nursery, as_root, load, row_of, system
 from serving_fixtures import objects, promote, until
 
 NAMES = ["one", "two", "three"]
@@ -54,14 +55,15 @@ def running(nursery, root, *strace, driver="serve", **options):
 
 @contextmanager
 def small_disk(folder, size):
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    options = f"size={size},uid={os.geteuid()},mode=0755"
+    command = as_root("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder))
     if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
         system("a small disk can only be mounted by root of a Linux machine")
     try:
         yield
     finally:
         # Lazily: a journal of this process may hold a file open until it is collected.
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        subprocess.run(as_root("umount", "--lazy", str(folder)), check=True)
 
 
 def injected(root, call, error, when):
@@ -135,7 +137,7 @@ def test_a_read_only_disk_stops_answers_until_it_can_be_written(nursery, root):
 
 
 def remounted(logs, how: str) -> bool:
-    command = ["mount", "-o", f"remount,{how}", str(logs)]
+    command = as_root("mount", "-o", f"remount,{how}", str(logs))
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
