@@ -155,10 +155,10 @@ class FileJournal:
         with self._writing():
             view = self._view()
             ids = served.column("prediction_id")
-            known = view.times(ids)
-            fresh = join.first_rows(join.without(served, known.column("prediction_id")))
+            times = join.looked_up(ids, view.times(ids), "occurred_at")
+            fresh = join.first_rows(served.filter(times.is_null()))
             self._history.append(fresh, self._history.number + 1)
-            times = pa.concat_tables([known, fresh.select(known.column_names)])
+            times = pc.coalesce(times, join.looked_up(ids, fresh, "occurred_at"))
             filed, labelled = self._new_labels(rows, served, view, times)
             self._filed.append(filed, self._filed.number + 1)
         return Appended(fresh.num_rows, served.num_rows - fresh.num_rows), labelled
@@ -272,9 +272,9 @@ class FileJournal:
             yield self._sealer.recover()
 
     def _new_labels(
-        self, rows: pa.Table, served: pa.Table, view: View, times: pa.Table
+        self, rows: pa.Table, served: pa.Table, view: View, times: pa.ChunkedArray
     ) -> tuple[pa.Table, Labelled]:
-        """What the labels of `rows` add to those that are known, as `FILED`; `times` tells the
+        """What the labels of `rows` add to those that are known, as `FILED`; `times` are the
         event times under which the rows are known.
         """
         given = shape.labels(
@@ -289,15 +289,16 @@ class FileJournal:
                 }
             )
         )
-        given = given.filter(pc.is_valid(given.column("label")))
-        count, ids = given.num_rows, given.column("prediction_id")
+        said = pc.is_valid(given.column("label"))
+        given, times = given.filter(said), times.filter(said)
+        count = given.num_rows
         number = pa.repeat(pa.scalar(numbered(self._filed.number + 1), pa.int64()), count)
         filed = pa.table(
             [
                 *given.columns,
                 given.column("recorded_at"),
                 number,
-                join.looked_up(ids, times, "occurred_at"),
+                times,
                 pa.repeat(pa.scalar("load"), count),
             ],
             schema=FILED,

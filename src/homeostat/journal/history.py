@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,14 @@ import pyarrow.compute as pc
 from homeostat import files
 from homeostat.errors import JournalError
 from homeostat.journal import join
-from homeostat.journal.snapshot import SLICE, Delta, File, Snapshot, cuts, homes, unreadable
+from homeostat.journal.snapshot import APP, SLICE, Delta, File, Snapshot, cuts, homes, unreadable
 from homeostat.schema import TIMESTAMP
 
 GROUP = 1 << 16  # rows that a reader skips or takes together
 FEW = 4  # files of one day that may be small
+_THREADS = 8
+_ENTRY = re.compile(r"\d{20}\.json")
 _SMALL = SLICE // 4  # rows; a file with fewer is small
-_APP = "homeostat"  # whose number a commit carries
 _KEPT = 24  # hours that replaced files and old log entries stay for those who read them
 _INDEXED = ("prediction_id", "occurred_at", "source")  # what the log tells of each file
 _CONFIGURATION = {
@@ -54,16 +57,14 @@ class DeltaLog:
 
     def snapshot(self) -> Snapshot:
         """The newest version."""
-        delta = self._open()
-        if delta is not None and delta.version() != self._snapshot.version:
-            self._snapshot = Snapshot(self.path, self._empty, delta, self._snapshot)
+        if self._newest() != self._snapshot.version:
+            self._snapshot = Snapshot(self.path, self._empty, self._open(), self._snapshot)
         return self._snapshot
 
     @property
     def number(self) -> int:
         """Of the last commit that had one; 0 before the first."""
-        delta = self._open()
-        return 0 if delta is None else delta.transaction_version(_APP) or 0
+        return self.snapshot().number
 
     def append(self, rows: pa.Table, number: int) -> None:
         """Add rows in one commit that carries `number`, one above the last."""
@@ -191,31 +192,39 @@ class DeltaLog:
             raise unreadable("prepare", self.path, error) from error
         return delta
 
+    def _newest(self) -> int:
+        """The number of the newest version, as the log's files tell it; -1 without any."""
+        try:
+            names = [entry.name for entry in os.scandir(self.path / "_delta_log")]
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+        return max((int(name[:-5]) for name in names if _ENTRY.fullmatch(name)), default=-1)
+
     def _written(self, rows: pa.Table, *, changed: bool = True) -> list[Any]:
         """Rows in their order as files on the disk, not yet in the table."""
+        parts = list(_by_day(rows))
+        if not parts:
+            return []
+        # Small files wait for the disk most of the time, and for large ones there is no room.
+        count = min(_THREADS, max(1, SLICE // max(part.num_rows for _, part in parts)))
+        with ThreadPoolExecutor(count) as threads:
+            return list(threads.map(lambda part: self._file(part[0], part[1], changed), parts))
+
+    def _file(self, day: date, rows: pa.Table, changed: bool) -> Any:
+        """One file of one day, as an action that adds it."""
         from deltalake.transaction import AddAction
         from pyarrow import parquet as pq
 
-        adds = []
-        for day, part in _by_day(rows):
-            path = f"day={day}/{uuid.uuid4()}.parquet"
-            sink = io.BytesIO()
-            pq.write_table(part, sink, compression="zstd", row_group_size=GROUP)
-            try:
-                files.write(self.path / path, sink.getvalue())
-            except OSError as error:
-                raise unreadable("write to", self.path, error) from error
-            adds.append(
-                AddAction(
-                    path,
-                    sink.tell(),
-                    {"day": str(day)},
-                    time.time_ns() // 1_000_000,
-                    changed,
-                    json.dumps(_about(part)),
-                )
-            )
-        return adds
+        path = f"day={day}/{uuid.uuid4()}.parquet"
+        sink = io.BytesIO()
+        pq.write_table(rows, sink, compression="zstd", row_group_size=GROUP)
+        try:
+            files.write(self.path / path, sink.getvalue())
+        except OSError as error:
+            raise unreadable("write to", self.path, error) from error
+        at = time.time_ns() // 1_000_000
+        told = json.dumps(_about(rows))
+        return AddAction(path, sink.tell(), {"day": str(day)}, at, changed, told)
 
     def _commit(
         self,
@@ -234,7 +243,7 @@ class DeltaLog:
         removes = [
             RemoveAction(file.path, changed, at, file.size, {"day": str(file.day)}) for file in old
         ]
-        carried = [Transaction(_APP, number)] if number is not None else None
+        carried = [Transaction(APP, number)] if number is not None else None
         try:
             files.sync(self.path)
             delta.create_write_transaction(

@@ -103,12 +103,15 @@ def without(rows: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
     """The rows that have none of these ids."""
     if not len(ids) or not rows.num_rows:
         return rows
-    return rows.filter(pc.invert(pc.is_in(rows.column("prediction_id"), pc.unique(ids))))
+    known = pc.is_in(rows.column("prediction_id"), value_set=_whole(ids))
+    return rows.filter(pc.invert(known))
 
 
 def having(rows: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
     """The rows that have one of these ids."""
-    return rows.filter(pc.is_in(rows.column("prediction_id"), pc.unique(ids)))
+    if not rows.num_rows or not len(ids):
+        return rows.slice(0, 0)
+    return rows.filter(pc.is_in(rows.column("prediction_id"), value_set=_whole(ids)))
 
 
 def newest(rows: pa.Table, source: str | None) -> datetime | None:
@@ -158,6 +161,8 @@ def joined(
 def last_labels(labels: pa.Table) -> pa.Table:
     """The last version of each label; `labels` are `ARRIVALS`."""
     coded = labels.column("prediction_id").combine_chunks().dictionary_encode()
+    if len(coded.dictionary) == labels.num_rows:
+        return labels
     order = np.lexsort([_micros(labels, "number"), _micros(labels, "arrived_at")])
     last = np.empty(len(coded.dictionary), dtype=np.int64)
     last[coded.indices.to_numpy()[order]] = order
@@ -166,6 +171,8 @@ def last_labels(labels: pa.Table) -> pa.Table:
 
 def looked_up(ids: pa.ChunkedArray, table: pa.Table, name: str) -> pa.ChunkedArray:
     """The value of each id in the column `name` of a table of ids, null where it has none."""
+    if not table.num_rows:
+        return pa.chunked_array([pa.nulls(len(ids), table.schema.field(name).type)])
     place = pc.index_in(ids, value_set=table.column("prediction_id").combine_chunks())
     return table.column(name).take(place)
 
@@ -181,6 +188,10 @@ def _arrived(labels: pa.Table, recorded: NDArray[np.int64], as_of: datetime) -> 
     bound = pa.scalar(utc(as_of), TIMESTAMP).cast(pa.int64()).as_py()
     came = (recorded > bound) | (_micros(labels, "recorded_at") <= bound)
     return np.asarray((_micros(labels, "labelled_at") <= bound) & came)
+
+
+def _whole(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
 
 
 def _in_order(rows: pa.Table) -> bool:

@@ -75,7 +75,8 @@ class View:
         columns = pa.schema([_IDS.field(0), FILED.field("occurred_at")])
         found = [self.rows.located(ids, columns)]
         found += [join.having(table.select(columns.names), ids) for table in self.tail]
-        return join.first_rows(pa.concat_tables(found))
+        some = [table for table in found if table.num_rows]
+        return join.first_rows(pa.concat_tables(some)) if len(some) > 1 else (some or found)[0]
 
     def versions(self, labels: pa.Table) -> tuple[pa.Table, pa.Table]:
         """All versions of the labels of these ids, as `ARRIVALS`: what imports said, and what was

@@ -24,6 +24,7 @@ from homeostat.journal import join
 from homeostat.journal.join import Key
 from homeostat.schema import TIMESTAMP
 
+APP = "homeostat"  # whose number a commit carries
 SLICE = 1 << 19  # rows that a scan holds at a time, and the most in one file
 HELD = 256 << 20  # bytes that one table may keep in memory between reads, as estimated
 _CELL = 12  # bytes of a value in memory, on average
@@ -111,7 +112,9 @@ class Snapshot:
         self.version: int = -1 if delta is None else delta.version()
         # What the version before had in memory, which spares reading its files again.
         self._known = before.kept() if before is not None else None
+        self.number = 0  # of the last commit that had one
         self._dataset = None
+        self._fragments: dict[str, Any] = {}
         self.files: tuple[File, ...] = ()
         self.partitioned = True
         self.schema = self._present = empty
@@ -122,6 +125,8 @@ class Snapshot:
         self._dataset = delta.to_pyarrow_dataset(
             filesystem=SubTreeFileSystem(str(path), LocalFileSystem())
         )
+        self._fragments = {fragment.path: fragment for fragment in self._dataset.get_fragments()}
+        self.number = delta.transaction_version(APP) or 0
         self.partitioned = delta.metadata().partition_columns == ["day"]
         self._present = self._dataset.schema
         # The partition is no column of the rows; a feature of that name lies as day@number.
@@ -165,13 +170,14 @@ class Snapshot:
             return self._aligned(join.having(self._ready, left), columns)
         found, identity = [columns.empty_table()], pc.field("prediction_id")
         for files in self._batches():
-            bounds = pc.min_max(left)
-            near = (identity >= bounds["min"]) & (identity <= bounds["max"])
-            hit = join.having(self._read(files, ["prediction_id"], near), left)
+            lowest, highest = (bound.as_py() for bound in pc.min_max(left).values())
+            some = [f for f in files if f.lowest <= highest and f.highest >= lowest]
+            near = (identity >= lowest) & (identity <= highest)
+            hit = join.having(self._read(some, ["prediction_id"], near), left)
             if not hit.num_rows:
                 continue
             gone = pc.unique(hit.column("prediction_id"))
-            rows = self._read(files, self._homes(columns), identity.isin(gone))
+            rows = self._read(some, self._homes(columns), identity.isin(gone))
             found.append(self._aligned(rows, columns))
             left = left.filter(pc.invert(pc.is_in(left, gone)))
             if not len(left):
@@ -272,14 +278,12 @@ class Snapshot:
         wanted = [name for name in needed if name in self.schema.names]
         if self._dataset is None or not files:
             return pa.schema([self.schema.field(name) for name in wanted]).empty_table()
-        order = {file.path: place for place, file in enumerate(files)}
         try:
-            chosen = sorted(
-                (f for f in self._dataset.get_fragments(condition) if f.path in order),
-                key=lambda fragment: order[fragment.path],
-            )
             part = FileSystemDataset(
-                chosen, self._dataset.schema, self._dataset.format, self._dataset.filesystem
+                [self._fragments[file.path] for file in files],
+                self._dataset.schema,
+                self._dataset.format,
+                self._dataset.filesystem,
             )
             return part.to_table(columns=wanted, filter=condition)
         except (OSError, pa.ArrowException) as error:
