@@ -684,3 +684,19 @@ def test_copies_that_were_lost_or_changed_come_back_with_the_next_turn(promoted,
     (root / "data" / "processed" / "reference.csv").unlink()
     with turning(root, engine, DRIFTED):
         agree(root)
+
+
+def test_a_turn_seals_what_is_old_enough_and_the_next_one_reads_it_all_the_same(
+    drifted, fresh, engine
+):
+    root = fresh(drifted)
+    before = project(root).journal.read()
+    with turning(root, engine, DRIFTED, journal={"tail": "7d"}) as loop:
+        outcome = loop.step()
+        assert outcome.decision.trigger != "failed"
+        assert loop.journal.sealed.rows > 0
+        again = loop.monitor()
+    assert (again.state, again.history) == (outcome.evidence.state, outcome.evidence.history)
+    after = project(root).journal.read(Window(START, START + DRIFTED * DAY))
+    ids = before.column("prediction_id").to_pylist()
+    assert [name for name in after.column("prediction_id").to_pylist() if name in set(ids)] == ids

@@ -160,8 +160,9 @@ def status(project: Project, *, as_json: bool, markdown: bool) -> None:
     reports = project.settings.path("reports")
     champion, last = project.releases.champion(), report.read(reports)
     turn = report.newest_turn(project.audit.lines(), last)
+    sealed = project.journal.sealed
     if as_json:
-        document({"champion": champion, "evidence": last, "last": turn})
+        document({"champion": champion, "evidence": last, "last": turn, "sealed": sealed})
     elif markdown:
         shown = turn or last
         print(report.summary(shown) if shown else "No window was looked at yet.")
@@ -175,6 +176,11 @@ def status(project: Project, *, as_json: bool, markdown: bool) -> None:
             say("No window was looked at yet: run `homeostat monitor`.")
         else:
             evidence(last, reports, as_json=False)
+        if sealed.conflicts or sealed.orphans:
+            say(
+                f"left out of history so far: {sealed.conflicts:,} predictions whose id stands for "
+                f"other content there, {sealed.orphans:,} labels without a prediction"
+            )
 
 
 def history(lines: Sequence[Mapping[str, Json]], *, as_json: bool) -> None:
