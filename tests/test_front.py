@@ -1,13 +1,18 @@
 import asyncio
 import fcntl
+import io
 import json
+import subprocess
+import sys
 import threading
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
-from serving_fixtures import AT, ROW, objects, promote, serving, until
+from serving_fixtures import AT, ROW, SOURCE, objects, promote, serving, until
 
 from homeostat import settings as configuration
+from homeostat import twin
 from homeostat.journal import FileJournal
 from homeostat.predictor import Predictor
 from homeostat.release import FileReleases
@@ -195,3 +200,40 @@ def test_a_server_that_is_asked_to_stop_answers_and_journals_what_waits(tmp_path
     assert [answer.status_code for answer in answers] == [200]
     journal = FileJournal(tmp_path / "data" / "logs")
     assert "last" in journal.read().column("prediction_id").to_pylist()
+
+
+READY = """
+import asyncio, sys
+import httpx
+from homeostat.web.api import create_app
+
+async def main():
+    app = create_app(".")
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            ready = await http.get("/health/ready")
+            engine = (await http.get("/model")).json()["engine"]
+    print(ready.status_code, engine)
+    print(*(name for name in ("pandas", "sklearn", "mlflow", "evidently") if name in sys.modules))
+
+asyncio.run(main())
+"""
+
+
+def test_a_server_is_ready_on_a_twin_without_the_libraries_that_trained_the_model(tmp_path):
+    made = objects()
+    rows = pq.read_table(io.BytesIO(made["golden"]))
+    found = twin.make(made["model"], made["schema"], made["golden"], rows)
+    promote(tmp_path, {**made, "twin": found.content})
+    done = subprocess.run(
+        [sys.executable, "-c", READY],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second = done.stdout.splitlines()
+    assert first == "200 onnx"
+    assert second == ""

@@ -203,6 +203,9 @@ def describe(champion: Champion) -> dict[str, Json]:
         "model_version": release.id,
         "sequence": release.sequence,
         **{name: release.manifest.get(name) for name in names},
+        "engine": champion.engine,
+        "why": champion.why,
+        "twin": release.manifest.get("twin"),
         "calibrated": champion.calibrator is not None,
         "target": {
             "name": schema.target.name,
