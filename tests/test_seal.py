@@ -286,6 +286,19 @@ def test_who_read_the_tail_at_any_step_and_history_at_any_later_one_misses_nothi
     assert len(seen) > 30
 
 
+def test_a_commit_that_was_not_on_the_disk_when_the_machine_stopped_is_made_again(journal, folder):
+    journal.append(ROWS.slice(0, 20))
+    journal.seal(NOW)
+    journal.append(ROWS.slice(20))
+    before = journal.read(schema=SCHEMA)
+    log = folder / "history" / "predictions" / "_delta_log"
+    empty = log / f"{max(int(path.stem) for path in log.glob('*.json')) + 1:020}.json"
+    empty.touch()
+    assert opened(folder).read(schema=SCHEMA).equals(before)
+    assert opened(folder).seal(NOW).rows == 40
+    assert opened(folder).read(schema=SCHEMA).equals(before)
+
+
 def test_an_intent_of_an_unknown_format_or_without_sense_stops_the_sealer(journal, folder):
     journal.append(ROWS)
     for text in (json.dumps({"format": 2}), "{"):
