@@ -666,17 +666,24 @@ class Moody:
 
     classes_ = (0, 1)
 
+    def __init__(self, error):
+        self.error = error
+
     def predict_proba(self, frame):
         if len(frame) == 20:
             return [[0.5, 0.5]] * 20
-        raise ValueError(f"cannot take {SECRET} as {frame.iloc[0].to_dict()}")
+        raise self.error(f"cannot take {SECRET} as {frame.iloc[0].to_dict()}")
 
 
 class TestDefects:
+    @pytest.mark.parametrize(
+        ("error", "status", "code"),
+        [(KeyError, 500, "model_failed"), (ValueError, 422, "model_refused")],
+    )
     def test_a_model_that_fails_on_a_row_tells_no_value_and_records_no_prediction(
-        self, tmp_path, capfd
+        self, tmp_path, capfd, error, status, code
     ):
-        promote(tmp_path, objects(model=Moody()))
+        promote(tmp_path, objects(model=Moody(error)))
         app = application(tmp_path)
 
         async def whole():
@@ -686,12 +693,20 @@ class TestDefects:
                 return await http.post("/predict", json=ROW)
 
         response = asyncio.run(whole())
-        error_of(response, 500, "model_failed")
+        error_of(response, status, code)
         printed = "".join(capfd.readouterr())
         assert SECRET not in response.text + printed
-        assert "ValueError" in printed
+        assert ("KeyError" in printed) == (error is KeyError)
         assert journalled(tmp_path) == {}
-        assert refused(tmp_path)[-1]["code"] == "model_failed"
+        assert refused(tmp_path)[-1]["code"] == code
+
+    @pytest.mark.filterwarnings("ignore:overflow")
+    def test_a_number_that_the_model_cannot_work_with_is_the_clients_to_mend(self, tmp_path):
+        promote(tmp_path, objects(task="regression"))
+        client = Called(application(tmp_path))
+        response = client.post("/predict", json={**ROW, "amount": 1.7e308})
+        error_of(response, 422, "model_refused")
+        assert client.post("/predict", json=ROW).status_code == 200
 
     def test_a_defect_is_told_in_the_one_shape_and_logged_without_its_text(
         self, project, capfd, monkeypatch

@@ -7,6 +7,7 @@ recorded, whatever it was; 1 refused to run or crashed, with the reason; 2 usage
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -237,7 +238,10 @@ def serve(
             port=port,
             workers=serving.workers,
             log_level="warning",
+            access_log=False,  # serving.log asks for lines of requests
+            proxy_headers=False,  # nothing here depends on a client's address
             server_header=False,
+            timeout_graceful_shutdown=math.ceil(serving.timeout.total_seconds()),
         )
 
 

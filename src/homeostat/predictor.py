@@ -27,6 +27,7 @@ from homeostat.errors import (
     HomeostatError,
     JournalError,
     RowError,
+    SchemaError,
     UnavailableError,
 )
 from homeostat.reader import new_id
@@ -152,7 +153,7 @@ class Predictor:
 
         All requests are scored, written and synced together. An id that the journal knows with
         the same content is answered as it was answered first. What refuses a request stands in
-        the place of its answers: ConflictError, RowError where the model fails on its rows,
+        the place of its answers: ConflictError, RowError where the model has none for its rows,
         JournalError for all when nothing can be written.
         """
         results: dict[int, list[Answer] | HomeostatError] = {}
@@ -325,6 +326,10 @@ class Predictor:
         batches = [asked.batch for asked in waiting]
         try:
             return answerer.answered(batches, decode.stamp(self._clock.now()), "serve")
+        except (ValueError, OverflowError, SchemaError):
+            # So a model says of values, however valid, that it cannot work with them.
+            hint = "Are its numbers of the size that the model was trained on?"
+            raise RowError("model_refused", "the model has no answer to this.", hint=hint) from None
         except Exception as error:  # noqa: BLE001 - fails closed: no answer from a failed model
             # The text of a foreign error may hold feature values, so its type must do.
             release = answerer.champion.release.short
