@@ -687,9 +687,12 @@ class TestDefects:
         app = application(tmp_path)
 
         async def whole():
-            async with app.router.lifespan_context(app), httpx.AsyncClient(
-                transport=httpx.ASGITransport(app), base_url="http://127.0.0.1"
-            ) as http:
+            async with (
+                app.router.lifespan_context(app),
+                httpx.AsyncClient(
+                    transport=httpx.ASGITransport(app), base_url="http://127.0.0.1"
+                ) as http,
+            ):
                 return await http.post("/predict", json=ROW)
 
         response = asyncio.run(whole())

@@ -34,7 +34,8 @@ from homeostat.settings import Settings
 
 VERBS = [
     "init", "doctor", "key", "train", "adopt", "monitor", "step", "retrain", "rollback", "run",
-    "serve", "score", "status", "history", "verify", "labels", "labels add", "log", "log export", "log import",
+    "serve", "score", "status", "history", "verify", "labels", "labels add", "log", "log export",
+    "log import",
     "log erase",
     "replay", "demo",
 ]  # fmt: skip
