@@ -30,16 +30,15 @@ from homeostat.errors import (
     SchemaError,
     UnavailableError,
 )
+from homeostat.follow import Follower
 from homeostat.reader import new_id
 from homeostat.records import Committed, Entry, Json, Refusal
 from homeostat.schema import RESERVED, Schema
 from homeostat.settings import Serving
 
-PATIENCE = 64  # looks that are skipped, at most, before a release that failed is tried again
 RECOVERY = timedelta(seconds=5)  # after which a journal that failed is given traffic again
 
 _log = structlog.get_logger("homeostat.predictor")
-_NEVER = object()
 
 
 class WatchedReleases(Releases, Protocol):
@@ -90,10 +89,8 @@ class Predictor:
         self._clock = clock
         self._serving = serving
         self._answerer: Answerer | None = None
-        self._failure: str | None = None
+        self._follower = Follower()
         self._unwritable: datetime | None = None
-        self._mark: object = _NEVER
-        self._skip = self._backoff = 0
         self._refreshing = threading.Lock()
         self._counting = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -107,7 +104,7 @@ class Predictor:
     @property
     def failure(self) -> str | None:
         """Why the release that the pointer names does not serve; None when all is well."""
-        return self._failure
+        return self._follower.failure
 
     def counts(self) -> Mapping[tuple[str, str], int]:
         """Counts since the start of the process by what was counted and its label, such as
@@ -242,19 +239,17 @@ class Predictor:
         """
         with self._refreshing:
             try:
-                mark = self._releases.mark()
-                if mark == self._mark and not self._due():
+                if not self._follower.due(self._releases.mark()):
                     return False
-                self._mark = mark
                 present = self.champion
                 champion = load(self._releases, present)
                 # All that is made for a release is made before it answers.
                 answerer = Answerer(champion, self._serving) if champion else None
             except Exception as error:  # noqa: BLE001 - fails closed: the present champion stays
-                self._fail(error)
+                self._follower.failed(error)
+                self._count({("refresh_failures", ""): 1})
                 return False
-            self._failure = None
-            self._skip = self._backoff = 0
+            self._follower.succeeded()
             moved = champion is not None and (
                 present is None or champion.release.id != present.release.id
             )
@@ -263,26 +258,10 @@ class Predictor:
                 _log.info("serving", release=champion.release.short)
             return moved
 
-    def _due(self) -> bool:
-        """Whether a release that failed should be tried again at this look."""
-        if self._failure is None:
-            return False
-        self._skip -= 1
-        return self._skip < 0
-
-    def _fail(self, error: Exception) -> None:
-        text = _explain(error)
-        if text != self._failure:
-            _log.error("release not served", reason=text)
-        self._failure = text
-        self._backoff = min(2 * self._backoff or 1, PATIENCE)
-        self._skip = self._backoff
-        self._count({("refresh_failures", ""): 1})
-
     def _require(self) -> Answerer:
         if self._answerer is None:
             raise UnavailableError(
-                self._failure or "there is no released model yet.", hint="Run homeostat train."
+                self.failure or "there is no released model yet.", hint="Run homeostat train."
             )
         return self._answerer
 
@@ -312,12 +291,15 @@ class Predictor:
         except JournalError as error:
             return [error] * len(waiting)
         kept = [
-            asked.batch
+            (asked.batch, end)
             for asked, end in zip(waiting, committed, strict=True)
             if isinstance(end, Committed)
         ]
         if kept:
-            self._count(answerer.counts(kept))
+            counts = answerer.counts([batch for batch, _ in kept])
+            counts["predictions", ""] = sum(end.written for _, end in kept)
+            counts["repeated", ""] = sum(end.repeated for _, end in kept)
+            self._count(counts)
         return results
 
     def _scored(
@@ -347,13 +329,16 @@ class Predictor:
             conflict = ConflictError(end.message, row=row, hint=end.hint)
             self.refuse(conflict)
             return conflict
-        self._count({("predictions", ""): end.written, ("repeated", ""): end.repeated})
         if end.recorded is None and batch.asked is batch.ids:
             return answers
         told = dict(zip(batch.ids, answers, strict=True))
         if end.recorded is not None:
-            for answer in self._recorded(end.recorded, asked.answerer):
-                told[answer["prediction_id"]] = answer
+            try:
+                recorded = self._recorded(end.recorded, asked.answerer)
+            except HomeostatError as error:
+                _log.error("first answer not read", reason=str(error))
+                return UnavailableError("the release that answered first cannot be read.")
+            told |= {answer["prediction_id"]: answer for answer in recorded}
         return [told[name] for name in batch.asked]
 
     def _recorded(self, known: pa.Table, answerer: Answerer) -> list[Answer]:
@@ -392,10 +377,3 @@ class Predictor:
     def _count(self, more: Mapping[tuple[str, str], int]) -> None:
         with self._counting:
             self._counts.update(more)
-
-
-def _explain(error: Exception) -> str:
-    """A text for people. That of a foreign error may hold values, unless it names an import."""
-    if isinstance(error, HomeostatError | ImportError | AttributeError | OSError):
-        return str(error)
-    return f"{type(error).__name__} while the release was loaded."
