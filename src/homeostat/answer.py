@@ -52,26 +52,23 @@ class Answerer:
 
         Raises whatever the model raises.
         """
-        output = self.champion.output(merged(batches))
-        scores = told(output, self.schema.target)
+        columns = merged(batches)
+        scores = told(self.champion.output(columns), self.schema.target)
+        ids = list(chain.from_iterable(batch.ids for batch in batches))
+        times = list(chain.from_iterable(batch.times for batch in batches))
+        version = self.champion.release.id
+        alike = (repeat(recorded), repeat(version), repeat(source))
+        written = list(zip(ids, times, *alike, *scores, *columns, strict=False))
+        predictions, probability, shares = scores
+        values = list(map(self._value, predictions))
+        answers = told_as(self.schema.target, ids, (values, probability, shares), version)
         made, start = [], 0
         for batch in batches:
             end = start + len(batch.ids)
-            part = [score[start:end] for score in scores] if len(batches) > 1 else scores
-            made.append(self._answered(batch, part, recorded, source))
+            entry = Entry(batch.ids, written[start:end], batch.untimed)
+            made.append((entry, answers[start:end]))
             start = end
         return made
-
-    def _answered(
-        self, batch: Batch, scores: Sequence[Sequence[Any]], recorded: str, source: str
-    ) -> tuple[Entry, list[Answer]]:
-        version, target = self.champion.release.id, self.schema.target
-        alike = (repeat(recorded), repeat(version), repeat(source))
-        written = list(zip(batch.ids, batch.times, *alike, *scores, *batch.columns, strict=False))
-        predictions, probability, shares = scores
-        values = [self._value(text) for text in predictions]
-        answers = told_as(target, batch.ids, (values, probability, shares), version)
-        return Entry(batch.ids, written, batch.untimed), answers
 
     def counts(self, batches: Sequence[Batch]) -> Counter[tuple[str, str]]:
         """Levels that training never saw, by column, and nulls by feature."""

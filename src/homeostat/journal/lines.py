@@ -24,6 +24,7 @@ Places: TypeAlias = NDArray[np.int64]
 
 _BLOCK = 1 << 22  # bytes that the parser takes at a time
 _SLICE = 10_000  # rows of a table that become Python's objects at a time
+_KNOWN = 10_000  # combinations of types that an encoder remembers
 _PARSE = csv.ParseOptions(newlines_in_values=True)
 _TIME = len("2025-01-01 00:00:00.000000Z")
 _NOTHING = msgspec.Raw(b"")
@@ -50,6 +51,7 @@ class Encoder:
         held = [_HELD[field.type] for field in schema]
         self._held = [frozenset({str}), *held[1:]]
         self._times = [i for i, field in enumerate(schema) if field.type == TIMESTAMP]
+        self._nulls: dict[tuple[type, ...], frozenset[int]] = {}
 
     def records(self, rows: Sequence[Sequence[Any]]) -> list[bytes]:
         """A record with its newline for each row. Raises JournalError for a value that its column
@@ -57,8 +59,9 @@ class Encoder:
         """
         if not rows:
             return []
-        columns, nulls = self._checked(rows)
+        nulls = self._checked(rows)
         if nulls:
+            columns = list(zip(*rows, strict=True))
             for place in nulls:
                 columns[place] = tuple(_NOTHING if v is None else v for v in columns[place])
             rows = list(zip(*columns, strict=True))
@@ -81,18 +84,28 @@ class Encoder:
             ]
             yield from self.records(list(zip(*columns, strict=True)))
 
-    def _checked(self, rows: Sequence[Sequence[Any]]) -> tuple[list[tuple[Any, ...]], list[int]]:
-        """The columns, and the places of those with nulls. Raises JournalError, see `records`."""
-        try:
-            columns = list(zip(*rows, strict=True))
-        except ValueError:
-            raise _unfit() from None
-        kinds = [set(map(type, column)) for column in columns]
-        if len(kinds) != len(self._held) or not all(map(set.issubset, kinds, self._held)):
+    def _checked(self, rows: Sequence[Sequence[Any]]) -> frozenset[int]:
+        """The places of columns with nulls. Raises JournalError, see `records`."""
+        nulls: frozenset[int] = frozenset()
+        for kinds in {tuple(map(type, row)) for row in rows}:
+            known = self._nulls.get(kinds)
+            nulls |= self._fitting(kinds) if known is None else known
+        for place in self._times:
+            if any(len(row[place]) != _TIME for row in rows):
+                raise _unfit()
+        return nulls
+
+    def _fitting(self, kinds: tuple[type, ...]) -> frozenset[int]:
+        """The places of nulls in rows of these types, which the columns can hold."""
+        if len(kinds) != len(self._held):
             raise _unfit()
-        if any(set(map(len, columns[place])) != {_TIME} for place in self._times):
+        if not all(kind in held for kind, held in zip(kinds, self._held, strict=True)):
             raise _unfit()
-        return columns, [place for place, kind in enumerate(kinds) if _NULL in kind]
+        if len(self._nulls) >= _KNOWN:
+            self._nulls.clear()
+        nulls = frozenset(place for place, kind in enumerate(kinds) if kind is _NULL)
+        self._nulls[kinds] = nulls
+        return nulls
 
 
 def _record(row: Sequence[Any], line: bytes) -> bytes:
