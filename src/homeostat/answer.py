@@ -25,6 +25,8 @@ from homeostat.settings import Serving
 
 Answer: TypeAlias = dict[str, Json]
 
+_NULL = type(None)
+
 _ANSWER = ("prediction_id", "prediction", "probability", "probabilities", "model_version")
 
 
@@ -78,7 +80,7 @@ class Answerer:
             if not known.issuperset(columns[place]):
                 counts["unseen", name] = sum(value not in known for value in columns[place])
         for name, column in zip(self.schema.names, columns, strict=True):
-            if None in column:
+            if _NULL in set(map(type, column)):
                 counts["nulls", name] = column.count(None)
         return counts
 
