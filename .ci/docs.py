@@ -73,9 +73,9 @@ again: what is released is the estimator as it was read, tried and pickled anew.
 `score` checks, answers and journals each row as the server would (`source` is `serve`: the monitor
 looks at such rows as at any other), but takes any `occurred_at`. With a column of ids the same file
 may be scored again: known rows are answered as they were and not journalled twice. Without ids
-every run journals new rows. `--on-error stop` ends before the batch of the first row that is refused, and
-says which it is; what was answered until then is in the output file. `--on-error skip` leaves such
-rows out, and counts them by code.
+every run journals new rows. `--on-error stop` ends before the batch of the first row that is
+refused, and says which it is; what was answered until then is in the output file. `--on-error skip`
+leaves such rows out, and counts them by code.
 """
 
 
