@@ -648,6 +648,7 @@ class TestGuards:
             ("application/json; charset=utf-16", False),
             ("application/problem+json", False),
             ("json", False),
+            ("application/json; charset*=a; charset*0=b", False),
         ],
     )
     def test_only_json_in_utf_8_is_taken(self, given, taken):

@@ -116,6 +116,42 @@ def test_a_defect_reaches_all_who_wait_and_the_next_are_answered():
     asyncio.run(main())
 
 
+def test_what_would_end_the_process_reaches_who_asked_and_the_next_are_answered():
+    def answer(requests):
+        if "bad" in requests:
+            raise SystemExit
+        return requests
+
+    async def main():
+        group = line(answer)
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            await group.ask("bad", 1)
+        assert await group.ask("b", 1) == "b"
+        await group.close()
+
+    asyncio.run(main())
+
+
+def test_what_was_given_up_while_it_waited_is_not_done():
+    desk = Desk()
+
+    async def main():
+        group = line(desk)
+        first = await busy(group, desk)
+        gone = asyncio.create_task(group.ask("gone", 1))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        desk.held.set()
+        await first
+        assert await group.ask("next", 1) == "to next"
+        assert group.rows == 0
+        await group.close()
+
+    asyncio.run(main())
+    assert desk.groups == [["first"], ["next"]]
+
+
 def test_beyond_the_bound_nobody_may_wait_but_a_large_request_alone_may():
     desk = Desk()
 

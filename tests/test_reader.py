@@ -132,3 +132,11 @@ def test_made_ids_are_all_different_and_of_version_7():
     ids = [new_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
     assert all(MADE.match(name) for name in ids)
+
+
+@pytest.mark.parametrize("name", ['height "in"', "back\\slash", "a\tb"])
+def test_a_name_that_json_escapes_is_left_to_the_careful_reader(name):
+    schema = Schema((Feature(name, "number"),), SCHEMA.target)
+    reader = Reader(schema, SERVING)
+    assert reader.read(json.dumps({name: 1.5}).encode(), NOW) is None
+    assert reader.read(b'{"f0": 1.5}', NOW) is None

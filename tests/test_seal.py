@@ -345,3 +345,30 @@ def test_no_order_of_events_tells_a_sealed_journal_from_one_in_memory(
         mine, its = (j.read(schema=SCHEMA).select(columns) for j in (sealed, memory))
         assert mine.drop_columns("label").equals(its.drop_columns("label"))
     assert sealed.sealed.conflicts == 0
+
+
+def test_a_commit_that_could_not_be_flushed_is_not_built_upon(journal, folder, monkeypatch):
+    journal.append(ROWS)
+    tail = folder / "predictions.csv"
+    before = tail.read_bytes()
+    flush, broken = files.sync, [True]
+
+    def sync(path):
+        if broken and path.name == "_delta_log":
+            raise OSError(5, "Input/output error")
+        flush(path)
+
+    monkeypatch.setattr(files, "sync", sync)
+    with pytest.raises(JournalError):
+        journal.seal(NOW)
+    broken.clear()
+    # A second flush in this process would report success for pages that may be gone.
+    with pytest.raises(JournalError, match="could not be flushed"):
+        journal.seal(NOW)
+    assert tail.read_bytes() == before
+
+    fresh, synced = opened(folder), []
+    monkeypatch.setattr(files, "sync", lambda path: (synced.append(path.name), flush(path)))
+    fresh.seal(NOW)
+    assert "_delta_log" in synced
+    assert sorted(ids(fresh.read())) == sorted(ids(ROWS))

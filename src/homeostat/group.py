@@ -108,14 +108,18 @@ class Group(Generic[T, R]):
 
     def _go(self) -> None:
         """Send the next group off, as long as somebody waits."""
-        if not self._line:
-            self._idle.set()
-            return
         together: list[_Waiting[T, R]] = []
         rows = 0
         while self._line and (not together or rows + self._line[0].rows <= TOGETHER):
-            together.append(self._line.popleft())
-            rows += together[-1].rows
+            waiting = self._line.popleft()
+            if waiting.future.done():  # given up: nobody would get the answer
+                self._rows -= waiting.rows
+                continue
+            together.append(waiting)
+            rows += waiting.rows
+        if not together:
+            self._idle.set()
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="group", daemon=True)
             self._thread.start()
@@ -127,9 +131,11 @@ class Group(Generic[T, R]):
             results: Sequence[R | Exception]
             try:
                 results = self._answer([waiting.request for waiting in together])
-            except Exception as error:  # noqa: BLE001 - fails closed: told to each that waits
+            except BaseException as error:  # noqa: BLE001 - fails closed: told to each that waits
+                # A model may raise what ends a process; the thread and those after go on.
                 _log.error("group failed", error=type(error).__name__)
-                results = [error] * len(together)
+                told = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+                results = [told] * len(together)
             with suppress(RuntimeError):  # the loop has ended, and with it all that waited
                 loop = together[0].future.get_loop()
                 loop.call_soon_threadsafe(self._deliver, together, results)

@@ -7,6 +7,7 @@ It takes the bytes of a body that fits the schema and says nothing unusual, and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -40,7 +41,12 @@ class Reader:
         for place, feature in enumerate(schema.features):
             kind = _TYPES[feature.kind]
             fields.append((f"f{place}", kind | None if feature.nullable else kind))
-        names = {f"f{place}": name for place, name in enumerate(schema.names)}
+        # A name that JSON escapes stands in no body that is read here.
+        self._plain = all(
+            json.dumps(name, ensure_ascii=False) == f'"{name}"' for name in schema.names
+        )
+        told = schema.names if self._plain else ()
+        names = {f"f{place}": name for place, name in enumerate(told)}
         row: Any = msgspec.defstruct(
             "Row",
             fields,
@@ -58,7 +64,7 @@ class Reader:
         Raises RowError for a time or an id that does not fit, as `decode.rows` does.
         """
         # With an escape, text and bytes would not have the same colons.
-        if b"\\" in body:
+        if b"\\" in body or not self._plain:
             return None
         try:
             found = self._many.decode(body) if body[:1] == b"[" else (self._one.decode(body),)

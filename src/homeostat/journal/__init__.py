@@ -263,6 +263,9 @@ class FileJournal:
         killed had left to do.
         """
         with self._history_lock.held():
+            # Nothing is taken as known, or cut from the tail, that a power cut could undo.
+            self._history.flush()
+            self._filed.flush()
             old, view = self._filed.snapshot(), self._view()
             if not old.partitioned:
                 self._filed.upgrade(

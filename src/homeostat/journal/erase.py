@@ -24,7 +24,7 @@ from homeostat.journal.jsonl import JsonLines
 from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
 from homeostat.journal.scan import View
-from homeostat.journal.snapshot import Delta, home
+from homeostat.journal.snapshot import Delta, home, unreadable
 from homeostat.records import Erased, TrainingRows, Window, utc
 from homeostat.schema import TIMESTAMP
 
@@ -100,8 +100,9 @@ class Eraser:
             if days:
                 history.rewrite(days, ids)
             history.clean(at_once=True)
-        for left in self.folder.glob("*.cut"):
+        for left in (*self.folder.glob("*.cut"), *self.folder.glob(".*.tmp")):
             left.unlink(missing_ok=True)
+        self._forget_copies()
         unfinished = [*self.unfinished(), name]
         self.log.add([{"id": one, "at": at, "done": True} for one in dict.fromkeys(unfinished)])
 
@@ -130,17 +131,24 @@ class Eraser:
         times = join.looked_up(found.column(0), filed, "occurred_at")
         return found.append_column("occurred_at", times)
 
+    def _forget_copies(self) -> None:
+        """Remove what a search that was killed left of the tail."""
+        for left in self.folder.glob(".where-*"):
+            shutil.rmtree(left)
+
     def _of_tail(self, view: View, where: str) -> Iterator[pa.Array]:
         """Ids of rows of the tail, which DataFusion is given as a table of Delta for a moment."""
         from deltalake import DeltaTable, write_deltalake
 
-        for left in self.folder.glob(".where-*"):
-            shutil.rmtree(left)
+        self._forget_copies()
         columns = view.columns()
         for table in view.tail:
             if table.num_rows:
                 with tempfile.TemporaryDirectory(prefix=".where-", dir=self.folder) as folder:
-                    write_deltalake(folder, shape.aligned(table, columns))
+                    try:
+                        write_deltalake(folder, shape.aligned(table, columns))
+                    except Exception as error:  # deltalake raises bare Exceptions
+                        raise unreadable("search", self.folder, error) from error
                     yield _matching(DeltaTable(folder), columns, columns, where)
 
 

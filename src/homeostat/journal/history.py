@@ -54,6 +54,7 @@ class DeltaLog:
         self.path = path
         self._empty = empty
         self._snapshot = Snapshot(path, empty, None)
+        self._distrusted = False
 
     def snapshot(self) -> Snapshot:
         """The newest version."""
@@ -244,6 +245,7 @@ class DeltaLog:
             RemoveAction(file.path, changed, at, file.size, {"day": str(file.day)}) for file in old
         ]
         carried = [Transaction(APP, number)] if number is not None else None
+        self._trusted()
         try:
             files.sync(self.path)
             delta.create_write_transaction(
@@ -257,16 +259,35 @@ class DeltaLog:
         except Exception as error:  # deltalake raises bare Exceptions
             raise unreadable("commit to", self.path, error) from error
 
+    def flush(self) -> None:
+        """Make the newest version durable, which a writer that was killed may not have done.
+
+        Raises JournalError; after a failed flush always, since a second one would report success.
+        """
+        self._trusted()
+        if self._newest() >= 0:
+            try:
+                self._sync_log()
+            except OSError as error:
+                raise unreadable("commit to", self.path, error) from error
+
+    def _trusted(self) -> None:
+        if self._distrusted:
+            raise JournalError(
+                f"{self.path} could not be flushed to the disk, so nothing more is written.",
+                hint="Check the disk, then restart this process.",
+            )
+
     def _sync_log(self) -> None:
         log = self.path / "_delta_log"
-        newest = max(entry for entry in log.iterdir() if entry.suffix == ".json")
-        descriptor = os.open(newest, os.O_RDONLY)
+        newest = max((entry for entry in log.iterdir() if entry.suffix == ".json"), default=None)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        for folder in (log, self.path, self.path.parent):
-            files.sync(folder)
+            for path in (newest, log, self.path, self.path.parent):
+                if path is not None:
+                    files.sync(path)
+        except OSError:
+            self._distrusted = True
+            raise
 
     def _forget(self, delta: Delta) -> None:
         """Leave only the newest version in the log: older entries tell the bounds of ids."""

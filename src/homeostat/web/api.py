@@ -122,8 +122,10 @@ def _watching(
 
     def look() -> None:
         predictor.refresh()
-        predictor.flush()
-        metrics.look()
+        try:
+            predictor.flush()
+        finally:
+            metrics.look()
 
     async def watch() -> None:
         while True:

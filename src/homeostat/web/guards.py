@@ -196,5 +196,8 @@ _NOT_JSON = errors.response(
 def is_json(content_type: str) -> bool:
     header = Header()
     header["content-type"] = content_type
-    charset = str(header.get_param("charset", "utf-8")).lower()
+    try:
+        charset = str(header.get_param("charset", "utf-8")).lower()
+    except (TypeError, ValueError):  # so the parser says of parameters that are none
+        return False
     return header.get_content_type() == "application/json" and charset in ("utf-8", "utf8")
