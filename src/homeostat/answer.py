@@ -40,11 +40,6 @@ class Answerer:
         target = self.schema.target
         classes = {text: target.value(text) for text in target.classes}
         self._value = classes.__getitem__ if classes else target.value
-        self._levels = [
-            (place, feature.name, frozenset(feature.levels) | {None})
-            for place, feature in enumerate(self.schema.features)
-            if feature.kind == "category" and not feature.other
-        ]
 
     def answered(
         self, batches: Sequence[Batch], recorded: str, source: str
@@ -75,11 +70,10 @@ class Answerer:
     def counts(self, batches: Sequence[Batch]) -> Counter[tuple[str, str]]:
         """Levels that training never saw, by column, and nulls by feature."""
         counts: Counter[tuple[str, str]] = Counter()
-        columns = merged(batches)
-        for place, name, known in self._levels:
-            if not known.issuperset(columns[place]):
-                counts["unseen", name] = sum(value not in known for value in columns[place])
-        for name, column in zip(self.schema.names, columns, strict=True):
+        columns = dict(zip(self.schema.names, merged(batches), strict=True))
+        for name, count in self.schema.unseen(columns).items():
+            counts["unseen", name] = count
+        for name, column in columns.items():
             if _NULL in set(map(type, column)):
                 counts["nulls", name] = column.count(None)
         return counts

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from homeostat import build
 from homeostat.answer import Answer
-from homeostat.errors import ConflictError, HomeostatError, RowError, UnavailableError
+from homeostat.errors import ConflictError, HomeostatError, RowError
 from homeostat.predictor import Predictor
 from homeostat.records import Json
 from homeostat.rowfile import RowFile
@@ -76,11 +76,7 @@ def score(
     lifted = chosen.serving.model_copy(update={"max_skew": None})
     predictor = build.predictor(chosen.model_copy(update={"serving": lifted}))
     predictor.refresh()
-    champion = predictor.champion
-    if champion is None:
-        raise UnavailableError(
-            predictor.failure or "there is no released model yet.", hint="Run homeostat train."
-        )
+    champion = predictor.serving()
     out = out or file.with_name(f"{file.stem}.scored{file.suffix}")
     began = time.monotonic()
     source = RowFile(file, champion.schema, columns or {}, chosen.project.timezone)

@@ -18,6 +18,7 @@ import numpy as np
 
 from homeostat.errors import TwinError
 from homeostat.schema import UNSEEN, Feature, Schema
+from homeostat.scoring import plain
 from homeostat.session import METADATA, inputs
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ def _finished(graph: Any, estimator: Any, schema: Schema, levels: dict[str, list
         raw = _step(body, "Reshape", raw, np.array([-1]))
         shape: list[Any] = [None]
     else:
-        places = {target.text(_plain(c)): i for i, c in enumerate(estimator.classes_)}
+        places = {target.text(plain(c)): i for i, c in enumerate(estimator.classes_)}
         lost = [name for name in target.classes if name not in places]
         if lost:
             raise TwinError(f"the model never saw the class {lost[0]!r}.")
@@ -338,7 +339,3 @@ def _prune(body: Any) -> None:
     body.node.extend(kept)
     body.initializer.extend(constants)
     body.output[0].name = source(output)
-
-
-def _plain(value: Any) -> object:
-    return value.item() if isinstance(value, np.generic) else value

@@ -113,6 +113,10 @@ class Predictor:
         with self._counting:
             return dict(self._counts)
 
+    def serving(self) -> Champion:
+        """What answers now. Raises UnavailableError before the first verified release."""
+        return self._require().champion
+
     def check(self) -> None:
         """Whether a prediction could be answered now.
 

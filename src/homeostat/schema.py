@@ -226,14 +226,20 @@ class Schema:
 
     def unseen(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, int]:
         """How many values of each category are levels that training never saw."""
-        counts = {}
-        for feature in self.features:
-            if feature.kind == "category" and not feature.other:
-                known = frozenset(feature.levels)
-                count = sum(v is not None and v not in known for v in columns[feature.name])
-                if count:
-                    counts[feature.name] = count
-        return counts
+        return {
+            name: sum(value not in known for value in columns[name])
+            for name, known in self._levels.items()
+            if not known.issuperset(columns[name])
+        }
+
+    @cached_property
+    def _levels(self) -> Mapping[str, frozenset[str | None]]:
+        """The levels, null among them, of each category of which training saw no others."""
+        return {
+            feature.name: frozenset(feature.levels) | {None}
+            for feature in self.features
+            if feature.kind == "category" and not feature.other
+        }
 
     def table(self, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
         """The features as an Arrow table from columns of Python values."""

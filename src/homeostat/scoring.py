@@ -85,7 +85,7 @@ class Scorer:
     def _probabilities(self, frame: Any, target: Target) -> Floats:
         """Columns in the order of the schema's classes, 0 for classes the model never saw."""
         raw = np.asarray(self.estimator.predict_proba(frame), dtype=float)
-        places = {target.text(_plain(c)): i for i, c in enumerate(self.estimator.classes_)}
+        places = {target.text(plain(c)): i for i, c in enumerate(self.estimator.classes_)}
         ordered = np.zeros((len(frame), len(target.classes)))
         for column, name in enumerate(target.classes):
             if name in places:
@@ -107,7 +107,8 @@ def calibrated(raw: Floats, target: Target, calibrator: Calibrator | None) -> Fl
     return raw if calibrator is None else calibrator.apply(raw, target)
 
 
-def _plain(value: Any) -> object:
+def plain(value: Any) -> object:
+    """A scalar of NumPy as Python's own."""
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -28,7 +28,7 @@ from homeostat import decode
 from homeostat import settings as configuration
 from homeostat.answer import Answer
 from homeostat.champion import Champion
-from homeostat.errors import HomeostatError, RowError, UnavailableError
+from homeostat.errors import HomeostatError, RowError
 from homeostat.group import Group
 from homeostat.predictor import Asked, Predictor
 from homeostat.records import Json
@@ -176,11 +176,7 @@ def _add_feedback(app: FastAPI, predictor: Predictor, max_rows: int) -> None:
 def _add_state(app: FastAPI, predictor: Predictor, metrics: Metrics) -> None:
     @app.get("/model", summary="The release that answers")
     async def model() -> Response:
-        champion = predictor.champion
-        if champion is None:
-            raise UnavailableError(
-                predictor.failure or "there is no released model yet.", hint="Run homeostat train."
-            )
+        champion = predictor.serving()
         return JSONResponse({**describe(champion), "failure": predictor.failure})
 
     @app.get("/health/live", summary="The process answers")

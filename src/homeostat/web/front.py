@@ -92,6 +92,6 @@ class Front:
             self._metrics.done(PREDICT, status, seconds, response.body)
             return
         batch, names = asked.batch, asked.answerer.schema.names
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*batch.columns, strict=True)]
-        rows = rows if log.values else []
+        told = zip(*batch.columns, strict=True) if log.values else ()
+        rows = [dict(zip(names, row, strict=True)) for row in told]
         self._metrics.done(PREDICT, status, seconds, ids=batch.asked, rows=rows)

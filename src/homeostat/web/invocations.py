@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from homeostat import __version__, decode
 from homeostat.answer import Answer
-from homeostat.errors import RowError, UnavailableError
+from homeostat.errors import RowError
 from homeostat.group import Group
 from homeostat.predictor import Asked, Predictor
 from homeostat.records import Json
@@ -34,13 +34,9 @@ def add(
     """Give `app` the paths of MLflow's scoring server."""
 
     def asked(body: bytes) -> Asked:
-        champion = predictor.champion
-        if champion is None:
-            raise UnavailableError(
-                predictor.failure or "there is no released model yet.", hint="Run homeostat train."
-            )
+        names = predictor.serving().schema.names
         try:
-            found = rows(body, champion.schema.names, max_rows=max_rows)
+            found = rows(body, names, max_rows=max_rows)
         except RowError as error:
             predictor.refuse(error)
             raise
