@@ -20,6 +20,7 @@ from homeostat.journal import FileJournal
 from homeostat.journal.history import DeltaLog
 from homeostat.journal.jsonl import JsonLines
 from homeostat.journal.labels import Labels
+from homeostat.journal.portion import Cut
 from homeostat.journal.predictions import Predictions
 from homeostat.records import Candidate, Erased, TrainingRows
 from homeostat.release import FileReleases
@@ -173,8 +174,9 @@ STEPS = [
     (DeltaLog, "_commit"),
     (DeltaLog, "clean"),
     (DeltaLog, "_forget"),
-    (Predictions, "cut"),
-    (Labels, "cut"),
+    (Predictions, "erase"),
+    (Labels, "erase"),
+    (Cut, "replace"),
     (JsonLines, "add"),
 ]
 

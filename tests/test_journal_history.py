@@ -54,7 +54,7 @@ def journal(folder, clock):
 def small(monkeypatch):
     """Pieces, files and row groups of a few rows."""
     monkeypatch.setattr(snapshot, "SLICE", 50)
-    monkeypatch.setattr("homeostat.journal.scan.SLICE", 50)
+    monkeypatch.setattr("homeostat.journal.shelf.SLICE", 50)
     monkeypatch.setattr(history, "SLICE", 50)
     monkeypatch.setattr(history, "_SMALL", 12)
     monkeypatch.setattr(history, "GROUP", 7)
@@ -265,6 +265,45 @@ def test_of_rows_that_came_later_the_labels_count_from_their_own_time(journal, c
         assert then == ["1", *[None] * 9, *["1"] * 10]
         assert journal.read(as_of=START + 1.5 * DAY, labelled=True).num_rows == 10
         journal.seal(clock.advance(30 * DAY))
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_the_last_label_wins_when_the_clock_was_set_back_between_import_and_feedback(
+    journal, clock, sealed
+):
+    def says():
+        if sealed:
+            journal.seal(START + 30 * DAY)
+        return journal.read().column("label").to_pylist()
+
+    def loaded(label):
+        at = pa.repeat(pa.scalar(clock.now(), TIMESTAMP), 2)
+        place = ROWS.schema.get_field_index("recorded_at")
+        rows = ROWS.slice(0, 2).set_column(place, ROWS.schema.field(place), at)
+        journal.load(to_load(rows, [label] * 2))
+
+    hour = timedelta(hours=1)
+    clock.advance(10 * DAY)
+    loaded("0")
+    clock.advance(-hour)
+    journal.label(label_rows(["id-0"], ["1"], START))
+    assert says() == ["1", "0"]
+    clock.advance(-hour)
+    loaded("2")
+    assert says() == ["2", "2"]
+    clock.advance(-hour)
+    journal.label(label_rows(["id-0"], ["3"], START))
+    assert says() == ["3", "2"]
+
+
+def test_one_clock_that_was_years_ahead_hides_no_later_label(journal, clock):
+    journal.append(ROWS.slice(0, 2))
+    clock.advance(9_000 * DAY)
+    journal.label(label_rows(["id-0"], ["0"], START))
+    clock.advance(-9_000 * DAY)
+    journal.label(label_rows(["id-0", "id-1"], ["1", "1"], START))
+    assert journal.read(as_of=START + DAY).column("label").to_pylist() == ["1", "1"]
+    assert journal.read().column("label").to_pylist() == ["1", "1"]
 
 
 def test_loading_again_what_feedback_corrected_and_history_sealed_undoes_nothing(journal, clock):

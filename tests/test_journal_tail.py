@@ -52,7 +52,13 @@ def ids(table):
 
 
 def all_ids(tail):
-    return [name for table in tail.tables() for name in ids(table)]
+    return [name for shelf in tail.shelved() for name in held(shelf)]
+
+
+def held(shelf):
+    """The ids in the order of the file."""
+    rows = pa.concat_tables([shelf.schema.empty_table(), *shelf.pieces()])
+    return ids(rows.sort_by(rows.column_names[-1]))
 
 
 @pytest.fixture
@@ -388,7 +394,7 @@ def test_every_row_of_busy_workers_is_cut_off_once_or_still_there(folder):
     ]
     tail, gone = tail_of(folder), []
     while any(worker.poll() is None for worker in workers):
-        for portion in tail.portions(FAR, limit=50):
+        for portion in tail.portions(FAR, FAR, limit=50):
             assert tail.cut(portion)
             gone += ids(portion.table)
         present = all_ids(tail)
@@ -422,7 +428,7 @@ def test_a_portion_of_an_edited_file_is_refused_without_its_values(folder):
     file = folder / "predictions.csv"
     file.write_text(file.read_text().replace(",1.5,", ",secret,"))
     with pytest.raises(JournalError, match="does not fit its columns") as caught:
-        tail_of(folder).portions(FAR)
+        tail_of(folder).portions(FAR, FAR)
     assert "secret" not in str(caught.value)
 
 
@@ -499,17 +505,17 @@ def test_a_portion_is_the_longest_start_of_rows_recorded_before(folder):
     for number, hour in enumerate(hours):
         tail.commit(COLUMNS, [entry(f"r{number}", recorded=START + hour * HOUR)])
     tail.commit(NARROW, [entry("n", recorded=START, columns=NARROW)])
-    wide, narrow = tail.portions(START + 4 * HOUR)
+    wide, narrow = tail.portions(START + 4 * HOUR, FAR)
     assert (ids(wide.table), ids(narrow.table)) == (["r0", "r1"], ["n"])
-    assert [ids(p.table) for p in tail.portions(FAR, limit=3)] == [["r0", "r1", "r2"], ["n"]]
-    assert tail.portions(START) == []
-    assert tail_of(folder.parent / "empty").portions(FAR) == []
+    assert [ids(p.table) for p in tail.portions(FAR, FAR, limit=3)] == [["r0", "r1", "r2"], ["n"]]
+    assert tail.portions(START, FAR) == []
+    assert tail_of(folder.parent / "empty").portions(FAR, FAR) == []
 
 
 def test_a_portion_is_cut_off_once(folder):
     tail, other = tail_of(folder), tail_of(folder)
     tail.commit(COLUMNS, [entry(*"abc")])
-    (portion,) = other.portions(FAR, limit=2)
+    (portion,) = other.portions(FAR, FAR, limit=2)
     tail.commit(COLUMNS, [entry("d")])
     assert tail.cut(portion)
     assert not tail.cut(portion)
@@ -523,7 +529,7 @@ def test_who_followed_the_file_goes_on_behind_a_cut_without_reading_it_again(fol
     writer.commit(COLUMNS, [entry(*(f"r{i}" for i in range(100)))])
     asleep.catch_up()
     for names in (["x", "y"], ["z"]):
-        (portion,) = sealer.portions(FAR, limit=20)
+        (portion,) = sealer.portions(FAR, FAR, limit=20)
         assert sealer.cut(portion)
         writer.commit(COLUMNS, [entry(*names)])
     seen = []
@@ -540,7 +546,7 @@ def test_who_followed_the_file_goes_on_behind_a_cut_without_reading_it_again(fol
 def test_without_a_true_note_of_the_cut_the_file_is_read_again(folder, note):
     writer, sealer = tail_of(folder), tail_of(folder)
     writer.commit(COLUMNS, [entry(*(f"r{i}" for i in range(50)))])
-    (portion,) = sealer.portions(FAR, limit=20)
+    (portion,) = sealer.portions(FAR, FAR, limit=20)
     sealer.cut(portion)
     (noted,) = folder.glob("predictions.*.cuts.json")
     if note == "none":
@@ -559,7 +565,7 @@ def test_rows_may_take_the_place_of_a_portion(folder):
     tail, other = tail_of(folder), tail_of(folder)
     tail.commit(COLUMNS, [entry(*"abcd")])
     other.catch_up()
-    (portion,) = tail.portions(FAR, limit=3)
+    (portion,) = tail.portions(FAR, FAR, limit=3)
     with pytest.raises(JournalError, match="columns and types"):
         tail.cut(portion, keep=portion.table.drop_columns(["n"]))
     mixed = portion.table.select(sorted(COLUMNS.names)).take([1])
@@ -574,7 +580,7 @@ def test_a_file_set_aside_goes_with_its_last_row(folder):
     tail.commit(COLUMNS, [entry("a", "b")])
     tail.commit(NARROW, [entry("n", columns=NARROW)])
     other.catch_up()
-    for portion in tail.portions(FAR):
+    for portion in tail.portions(FAR, FAR):
         assert tail.cut(portion)
     assert sorted(path.name for path in folder.glob("predictions*.csv")) == ["predictions.csv"]
     assert len(list(folder.glob("*.schema.json"))) == 1
@@ -589,7 +595,7 @@ def test_a_record_torn_by_a_dead_writer_does_not_outlive_a_cut(folder):
     tail.commit(COLUMNS, [entry("a", "b")])
     with (folder / "predictions.csv").open("ab") as file:
         file.write(b'"c","tor\n')
-    (portion,) = tail.portions(FAR, limit=1)
+    (portion,) = tail.portions(FAR, FAR, limit=1)
     assert tail.cut(portion)
     assert torn == [("predictions.csv", 9)]
     assert all_ids(tail_of(folder)) == ["b"]
@@ -598,7 +604,7 @@ def test_a_record_torn_by_a_dead_writer_does_not_outlive_a_cut(folder):
 def test_a_cut_that_finds_no_space_leaves_the_file_as_it_was(folder, monkeypatch):
     tail = tail_of(folder)
     tail.commit(COLUMNS, [entry("a", "b")])
-    (portion,) = tail.portions(FAR, limit=1)
+    (portion,) = tail.portions(FAR, FAR, limit=1)
 
     def full(file, data):
         raise OSError(28, "No space left on device")
@@ -615,7 +621,7 @@ def test_a_cut_that_finds_no_space_leaves_the_file_as_it_was(folder, monkeypatch
 def test_rows_that_arrive_while_the_rest_is_copied_are_kept(folder, monkeypatch):
     tail, other = tail_of(folder), tail_of(folder, ack="write")
     tail.commit(COLUMNS, [entry(*"abc")])
-    (portion,) = tail.portions(FAR, limit=2)
+    (portion,) = tail.portions(FAR, FAR, limit=2)
     fsync = os.fsync
     late = iter([entry("late")])
 
@@ -636,12 +642,12 @@ def test_labels_have_portions_too(folder):
     other.catch_up()
     clock.advance(HOUR)
     one.append(label_rows(["b", "c"], ["1", "0"], START))
-    assert one.portions(START) == []
-    (portion,) = one.portions(START + HOUR)
+    assert one.portions(START, FAR) == []
+    (portion,) = one.portions(START + HOUR, FAR)
     assert (portion.fingerprint, ids(portion.table)) == ("labels", ["a", "b"])
     assert one.cut(portion)
     assert not other.cut(portion)
-    assert ids(other.table()) == ids(one.table()) == ["b", "c"]
+    assert held(other.shelved()) == held(one.shelved()) == ["b", "c"]
     assert other.append(label_rows(["b"], ["1"], START)) == Labelled(0, 1, 0)
     assert other.append(label_rows(["a"], ["0"], START)) == Labelled(1, 0, 0)
 
@@ -653,7 +659,7 @@ from datetime import UTC, datetime
 from homeostat.journal.disk import Disk
 from homeostat.journal.predictions import Predictions
 tail = Predictions(Path(sys.argv[1]), Disk(), lambda path, size: None)
-tail.cut(tail.portions(datetime(2100, 1, 1, tzinfo=UTC), limit=5)[0])
+tail.cut(tail.portions(*[datetime(2100, 1, 1, tzinfo=UTC)] * 2, limit=5)[0])
 """
 # The new file's second part; the new file and the folder; the new file and the note of the cut.
 KILLS = [("write", 2), ("fsync", 1), ("fsync", 2), ("rename", 1), ("rename", 2)]
@@ -665,7 +671,7 @@ def test_a_cut_that_is_killed_loses_nothing_and_can_be_done_again(folder, call, 
     names = [f"r{i}" for i in range(12)]
     tail = tail_of(folder)
     tail.commit(COLUMNS, [entry(*names)])
-    (portion,) = tail.portions(FAR, limit=5)
+    (portion,) = tail.portions(FAR, FAR, limit=5)
     touched = [folder, folder / "predictions.csv.cut", *folder.glob("*.json")]
     (schema,) = {json.loads(path.read_text())["fingerprint"] for path in folder.glob("*.json")}
     touched.append(folder / f"predictions.{schema}.cuts.json.new")
@@ -728,7 +734,7 @@ class Interleaved(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, 2), limit=st.integers(1, 6))
     def look(self, worker, limit):
-        self.waiting += self.workers[worker].portions(FAR, limit)
+        self.waiting += self.workers[worker].portions(FAR, FAR, limit)
 
     @rule(worker=st.integers(0, 2), data=st.data())
     def cut(self, worker, data):

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -498,6 +499,24 @@ def test_a_look_that_fails_is_never_stable_keeps_the_drift_flag_and_trains_nothi
     # A journal that cannot be read cannot be sealed, either, and the outcome stands all the same.
     assert kinds(root)[-1] == ("seal_failed" if fault is unreadable_journal else "decided")
     assert bodies(root, "decided")[-1]["evidence"]["state"] == "failed"
+
+
+def test_that_the_journal_could_not_be_sealed_is_told_to_people(drifted, fresh, engine):
+    class Heard:
+        def __init__(self):
+            self.said = []
+
+        def send(self, title, body):
+            self.said.append((title, body))
+
+    root, heard = fresh(drifted), Heard()
+    unreadable_journal(root)
+    with turning(root, engine, DRIFTED) as loop:
+        replace(loop, alerts=heard).step()
+    (told,) = [
+        body for title, body in heard.said if title == "rides: the journal could not be sealed"
+    ]
+    assert "predictions.csv" in told
 
 
 def test_evidently_is_asked_once_a_look_and_its_failure_does_not_stop_the_monitor(

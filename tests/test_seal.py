@@ -22,6 +22,7 @@ from homeostat.journal.predictions import Predictions
 from homeostat.journal.scan import View
 from homeostat.memory import MemoryJournal
 from homeostat.records import Sealed, Window
+from homeostat.schema import TIMESTAMP
 from homeostat.testing import (
     START,
     FakeClock,
@@ -83,6 +84,18 @@ def test_what_was_recorded_long_enough_ago_moves_and_reads_stay_the_same(journal
     assert opened(folder).read(schema=SCHEMA).equals(before)
     assert journal.seal(young + 7 * DAY) == Sealed()
     assert journal.sealed == Sealed(rows=40, labels=30)
+
+
+def test_a_row_stamped_by_a_clock_far_ahead_holds_back_none_behind_it(journal, folder):
+    ahead = pa.repeat(pa.scalar(START + 9_000 * DAY, TIMESTAMP), 3)
+    place = ROWS.schema.get_field_index("recorded_at")
+    for start, wrong in ((0, False), (10, True), (13, False), (57, True)):
+        rows = ROWS.slice(start, 3 if wrong else 10)
+        journal.append(rows.set_column(place, ROWS.schema.field(place), ahead) if wrong else rows)
+    before = journal.read(schema=SCHEMA)
+    assert journal.seal(NOW) == Sealed(rows=23)
+    assert len((folder / "predictions.csv").read_bytes().splitlines()) == 1 + 3
+    assert journal.read(schema=SCHEMA).equals(before)
 
 
 def test_rows_that_history_has_are_dropped_and_conflicts_counted_for_good(journal, folder):
@@ -270,8 +283,8 @@ def test_who_read_the_tail_at_any_step_and_history_at_any_later_one_misses_nothi
         hook[0] = lambda: None  # what reading does is no step of the sealer
         seen.append(
             (
-                tuple(reader._predictions.tables()),
-                reader._labels.table(),
+                tuple(reader._predictions.shelved()),
+                reader._labels.shelved(),
                 reader._history.snapshot(),
             )
         )

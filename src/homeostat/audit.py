@@ -108,12 +108,19 @@ def fitted(candidate: Candidate) -> dict[str, Json]:
     }
 
 
-def attempted(audit: Audit, chore: str, now: datetime, do: Callable[[datetime], object]) -> None:
-    """Do what a turn's outcome does not depend on; a failure is recorded and goes no further."""
+def attempted(
+    audit: Audit, chore: str, now: datetime, do: Callable[[datetime], object]
+) -> str | None:
+    """Do what a turn's outcome does not depend on; a failure is recorded, goes no further, and is
+    returned.
+    """
     try:
         do(now)
     except Exception as error:  # noqa: BLE001 - fails closed: nothing was done, and why
-        audit.write(f"{chore}_failed", now, {"reason": cause(error)})
+        reason = cause(error)
+        audit.write(f"{chore}_failed", now, {"reason": reason})
+        return reason
+    return None
 
 
 def _hash(line: Mapping[str, Json]) -> str:

@@ -158,8 +158,8 @@ class Loop:
     # --- look ---
 
     def _look(self, now: datetime) -> Evidence:
-        champion = self._champion()
-        last = self.reporter.last()
+        champion, last = self._champion(), self.reporter.last()
+        mature = now - self.settings.labels.delay
         window = Window(now - self.settings.monitor.window, now)
         try:
             window = self._window(now)
@@ -172,13 +172,14 @@ class Loop:
                 refused=self.journal.refused(window),
                 last=last,
                 settings=self.settings.monitor,
-                mature_until=now - self.settings.labels.delay,
+                mature_until=mature,
                 now=now,
                 reporter=self.reporter,
             )
-            # Only the number is wanted, so no feature is read.
-            history = self._labelled(now, replace(subject.schema, features=())).num_rows
-            evidence = replace(evidence, history=history)
+            # Only the number is wanted, so no feature is read, and no more than a piece is held.
+            bare = replace(subject.schema, features=())
+            parts = self.journal.scan(as_of=now, labelled=True, schema=bare)
+            evidence = replace(evidence, history=sum(before(p, mature).num_rows for p in parts))
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
             evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
@@ -385,9 +386,9 @@ class Loop:
         return champion
 
     def _done(self, outcome: Outcome, began: float) -> Outcome:
-        outcome = replace(outcome, seconds=time.monotonic() - began)
-        self.watch(outcome)
-        attempted(self.audit, "seal", outcome.at, self.journal.seal)
+        self.watch(outcome := replace(outcome, seconds=time.monotonic() - began))
+        if reason := attempted(self.audit, "seal", outcome.at, self.journal.seal):
+            self._tell("the journal could not be sealed", reason)
         return outcome
 
     def _tell(self, title: str, body: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -124,7 +125,8 @@ class MemoryJournal:
         low, high = join.keys(window)
         tables = [join.between(shape.aligned(table, columns), low, high) for table in self._rows]
         rows = join.ordered(pa.concat_tables([columns.empty_table(), *tables]))
-        labels = join.arrivals(pa.concat_tables([shape.LABELS.empty_table(), *self._labels]))
+        labels = pa.concat_tables([shape.LABELS.empty_table(), *self._labels])
+        labels = join.arrivals(labels, np.arange(labels.num_rows))
         numbers = schema is not None and schema.target.task == "regression"
         for start in range(0, max(rows.num_rows, 1), PIECE):
             piece = rows.slice(start, PIECE)

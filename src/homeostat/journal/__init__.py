@@ -7,7 +7,6 @@ the files, the guarantees and their bounds.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 from homeostat.contracts import Clock
 from homeostat.errors import ConflictError
 from homeostat.journal import join, jsonl, shape
-from homeostat.journal.disk import Ack, Disk, Lock
+from homeostat.journal.disk import Ack, Disk, Lock, Mutex
 from homeostat.journal.erase import Eraser
 from homeostat.journal.history import DeltaLog
 from homeostat.journal.jsonl import JsonLines
@@ -97,7 +96,7 @@ class FileJournal:
             log=JsonLines(folder / "erasures.jsonl", disk),
         )
         self._tail, self._orphans, self._keep = tail, orphans, keep
-        self._reading = threading.Lock()
+        self._reading = Mutex()
         self._torn = 0
 
     @property
@@ -160,6 +159,8 @@ class FileJournal:
             self._history.append(fresh, self._history.number + 1)
             times = pc.coalesce(times, join.looked_up(ids, fresh, "occurred_at"))
             filed, labelled = self._new_labels(rows, served, view, times)
+            if filed.num_rows:
+                self._labels.follow(utc(pc.max(filed.column("arrived_at")).as_py()))
             self._filed.append(filed, self._filed.number + 1)
         return Appended(fresh.num_rows, served.num_rows - fresh.num_rows), labelled
 
@@ -170,7 +171,7 @@ class FileJournal:
         as a conflict. Killed at any point, the next call goes on. Raises JournalError.
         """
         with self._writing() as left:
-            done = left + self._sealer.seal(now - self._tail, now - self._orphans)
+            done = left + self._sealer.seal(now - self._tail, now - self._orphans, now)
             expired = 0
             if self._keep is not None:
                 day = utc(now - self._keep).date()
@@ -253,8 +254,8 @@ class FileJournal:
 
     def _view(self) -> View:
         """What can be read now. The tail first: what is sealed meanwhile then shows in both."""
-        with self._reading:
-            tail, sent = tuple(self._predictions.tables()), self._labels.table()
+        with self._reading.held():
+            tail, sent = tuple(self._predictions.shelved()), self._labels.shelved()
             return View(tail, sent, self._history.snapshot(), self._filed.snapshot())
 
     @contextmanager
@@ -315,6 +316,7 @@ class FileJournal:
             join.looked_up(ids, imported, "label"), join.looked_up(ids, sent, "label")
         )
         same = pc.fill_null(pc.equal(before, filed.column("label")), fill_value=False)
-        news = filed.filter(pc.invert(same))
+        later = [join.looked_up(ids, known, "arrived_at") for known in (imported, sent)]
+        news = join.after(filed, later).filter(pc.invert(same))
         changed = pc.sum(pc.is_valid(before.filter(pc.invert(same)))).as_py() or 0
         return news, Labelled(news.num_rows, count - news.num_rows, changed)

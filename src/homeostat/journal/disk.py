@@ -46,6 +46,9 @@ def flush(file: int) -> None:
     os.fsync(file)
 
 
+_RENEWED: weakref.WeakSet[Mutex | Lock] = weakref.WeakSet()
+
+
 class Opened:
     """An open file, closed with the last reference, so that a thread may flush what another one
     has replaced. `written` is where it is known to end, `synced` how much of that is on the disk.
@@ -69,6 +72,25 @@ class Opened:
             os.close(self.file)
 
 
+class Mutex:
+    """A lock between threads, which a child that was forked begins with open: the thread that held
+    it in the parent is not there to let go.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        _RENEWED.add(self)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            yield
+
+    def renew(self) -> None:
+        """To be called in the child."""
+        self._lock = threading.Lock()
+
+
 class Lock:
     """`flock` on the file `path`, which stays open; it holds between threads, too.
 
@@ -79,9 +101,9 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = -1
-        self._mutex = threading.Lock()
+        self._mutex = Mutex()
         self.generation = 0
-        _LOCKS.add(self)
+        _RENEWED.add(self)
 
     def __del__(self) -> None:
         if self._file >= 0:
@@ -92,7 +114,7 @@ class Lock:
         """Hold the lock. A reader that finds no lock file goes on without: nobody has written
         here. Raises JournalError.
         """
-        with self._mutex:
+        with self._mutex.held():
             try:
                 file = self._taken(fcntl.LOCK_SH if shared else fcntl.LOCK_EX, make=not shared)
             except OSError as error:
@@ -109,7 +131,6 @@ class Lock:
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
-        self._mutex = threading.Lock()
         self.generation += 1
 
     def _taken(self, how: int, *, make: bool) -> int | None:
@@ -128,11 +149,8 @@ class Lock:
             self._file = -1
 
 
-_LOCKS: weakref.WeakSet[Lock] = weakref.WeakSet()
-
-
 def _renew() -> None:
-    for lock in list(_LOCKS):
+    for lock in list(_RENEWED):
         lock.renew()
 
 

@@ -11,7 +11,8 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,8 +29,6 @@ from homeostat.journal.snapshot import Delta, home, unreadable
 from homeostat.records import Erased, TrainingRows, Window, utc
 from homeostat.schema import TIMESTAMP
 
-_ALL = 1 << 62  # rows: a file is rewritten as a whole
-_EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _SQL = {"string": "VARCHAR", "double": "DOUBLE", "bool": "BOOLEAN"}
 _TOLD = pa.schema(
     [("prediction_id", pa.string()), ("occurred_at", TIMESTAMP), ("recorded_at", TIMESTAMP)]
@@ -56,7 +55,7 @@ class Eraser:
 
     def weigh(self, view: View, ids: pa.Array, trainings: Mapping[str, TrainingRows]) -> Erased:
         """How many rows and labels these ids have, and how many rows trained each release."""
-        tail = [join.having(table.select(_TOLD.names), ids) for table in view.tail]
+        tail = [shelf.having(ids, _TOLD.names) for shelf in view.tail]
         rows = join.first_rows(pa.concat_tables([view.rows.located(ids, _TOLD), *tail]))
         labels = pa.concat_tables(view.versions(self._places(view, ids)))
         releases = {}
@@ -92,10 +91,7 @@ class Eraser:
             ]
         )
         for tail, history in ((self.labels, self.filed), (self.predictions, self.rows)):
-            for portion in tail.portions(_EVER, _ALL):
-                rest = join.without(portion.table, ids)
-                if rest.num_rows < portion.table.num_rows and not tail.cut(portion, rest):
-                    raise JournalError("the tail changed meanwhile.", hint="Erase again.")
+            tail.erase(ids)
             days = _days(history, ids)
             if days:
                 history.rewrite(days, ids)
@@ -142,7 +138,7 @@ class Eraser:
 
         self._forget_copies()
         columns = view.columns()
-        for table in view.tail:
+        for table in chain.from_iterable(shelf.pieces() for shelf in view.tail):
             if table.num_rows:
                 with tempfile.TemporaryDirectory(prefix=".where-", dir=self.folder) as folder:
                     try:

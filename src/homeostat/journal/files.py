@@ -39,16 +39,23 @@ class Files(Generic[C]):
         self._make = consumer
         self._flags = flags
 
-    def follow(self, torn: Callable[[Tail, int], None] | None = None) -> None:
-        """Read every file to its end; `torn` is told of the bytes that a dead writer left."""
+    def step(self) -> bool:
+        """Read a piece of every file that has grown; whether there may be more."""
         states = {name: tail.state() for name, tail in self.tails.items()}
         if self.current is None or None in states.values():
             self._look()
             states = {}
-        for name, tail in self.tails.items():
-            left = tail.follow(states.get(name))
-            if left and torn is not None:
-                torn(tail, left)
+        more = [tail.step(states.get(name)) for name, tail in self.tails.items()]
+        return any(more)
+
+    def follow(self) -> None:
+        """Read every file to its end."""
+        while self.step():
+            pass
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.tails, self.consumers, self.current = {}, {}, None
 
     def ready(self, columns: shape.Shape, disk: Disk) -> Tail:
         """The file for these columns, made if there is none; a current one of others is set aside.

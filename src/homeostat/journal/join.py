@@ -6,6 +6,7 @@ count. It gives new tables and works on whole columns, never row by row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeAlias
 
@@ -33,14 +34,13 @@ ARRIVALS = pa.schema(
 """Versions of labels as they follow one another: by `arrived_at`, then by `number`."""
 
 
-def arrivals(tail: pa.Table, first: int = NEWEST) -> pa.Table:
-    """Labels of the tail with what tells their order, should the clock have been set back.
+def arrivals(labels: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
+    """`LABELS` in the order in which they came, with what tells that order to who mixes them.
 
-    `first` is the number of the first one.
+    `numbers`, shape (rows,), rise from label to label.
     """
-    arrived = np.maximum.accumulate(_micros(tail, "recorded_at"))
-    number = first + np.arange(tail.num_rows, dtype=np.int64)
-    columns = [*tail.columns, pa.array(arrived).cast(TIMESTAMP), pa.array(number)]
+    arrived = np.maximum.accumulate(_micros(labels, "recorded_at"))
+    columns = [*labels.columns, pa.array(arrived).cast(TIMESTAMP), pa.array(numbers)]
     return pa.table(columns, schema=ARRIVALS)
 
 
@@ -167,6 +167,16 @@ def last_labels(labels: pa.Table) -> pa.Table:
     last = np.empty(len(coded.dictionary), dtype=np.int64)
     last[coded.indices.to_numpy()[order]] = order
     return labels.take(pa.array(np.sort(last)))
+
+
+def after(labels: pa.Table, before: Sequence[pa.ChunkedArray]) -> pa.Table:
+    """`labels` with `arrived_at` behind each of the times `before`, shape (rows,) or null."""
+    latest = _micros(labels, "arrived_at")
+    for times in before:
+        known = times.cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy()
+        latest = np.maximum(latest, known + 1)
+    place = labels.schema.get_field_index("arrived_at")
+    return labels.set_column(place, labels.schema.field(place), pa.array(latest).cast(TIMESTAMP))
 
 
 def looked_up(ids: pa.ChunkedArray, table: pa.Table, name: str) -> pa.ChunkedArray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,26 +21,34 @@ from homeostat.errors import JournalError
 from homeostat.journal import lines, shape
 from homeostat.journal.disk import Disk, Lock
 from homeostat.journal.lines import Places
-from homeostat.journal.portion import LIMIT, Cut, Stretch
-from homeostat.journal.tail import Consumer, Nothing, Portion, Rows, Tail
-from homeostat.records import Labelled
+from homeostat.journal.mark import NEVER, Mark
+from homeostat.journal.portion import LIMIT, Cut, Stretch, moved
+from homeostat.journal.shelf import Shelf, Shelved
+from homeostat.journal.tail import Consumer, Nothing, Portion, Tail, at_end
+from homeostat.records import Labelled, utc
 from homeostat.schema import TIMESTAMP
 
 _NAME = "labels"  # in the place of a fingerprint
+_PATIENCE = timedelta(days=1)  # a clock further behind is right, and was wrong before
 
 
 class Last:
-    """The last version of each label, with the offset of the record that brought it."""
+    """The last version of each label, with the offset of the record that brought it, and when the
+    last of all was recorded.
+    """
 
     def __init__(self) -> None:
         self.texts: dict[bytes, tuple[int, bytes]] = {}
+        self.latest = NEVER
 
     def clear(self) -> None:
         self.texts = {}
 
     def add(self, data: bytes, ends: Places, offset: int) -> None:
         starts = (offset + end for end in [0, *ends[:-1].tolist()])
-        pairs = _pairs(lines.decode(data, shape.LABELS))
+        rows = lines.decode(data, shape.LABELS)
+        self.latest = max(self.latest, _latest(rows))
+        pairs = _pairs(rows)
         self.texts.update(
             (key, (start, text)) for start, (key, text) in zip(starts, pairs, strict=True)
         )
@@ -48,6 +56,17 @@ class Last:
     def drop(self, bound: int) -> bool:
         self.texts = {key: last for key, last in self.texts.items() if last[0] >= bound}
         return True
+
+
+def _latest(rows: pa.Table) -> datetime:
+    """When the last of one or more labels was recorded."""
+    return utc(pc.max(rows.column("recorded_at")).as_py())
+
+
+def _recorded(labels: pa.Table, moment: datetime) -> pa.Table:
+    place = shape.LABELS.get_field_index("recorded_at")
+    times = pa.repeat(pa.scalar(moment, TIMESTAMP), labels.num_rows)
+    return labels.set_column(place, shape.LABELS.field(place), times)
 
 
 def _pairs(table: pa.Table) -> Iterator[tuple[bytes, bytes]]:
@@ -67,6 +86,7 @@ class Labels:
         self._path = folder / "labels.csv"
         self._lock = Lock(folder / "labels.lock")
         self._cutting = Lock(folder / "labels.cut.lock")
+        self._mark = Mark(folder / "labels_latest.json")
         self._disk = disk
         self._clock = clock
         self._torn = torn
@@ -76,9 +96,12 @@ class Labels:
     def append(self, labels: pa.Table) -> Labelled:
         """See `contracts.Journal.label`."""
         table = self._stamped(labels)
-        records = list(lines.Encoder(shape.LABELS).of(table))
         self._disk.trusted()
         with self._caught_up():
+            latest = max(self._last.latest, self._mark.read())
+            if table.num_rows and timedelta() < latest - _latest(table) <= _PATIENCE:
+                table = _recorded(table, latest)
+            records = list(lines.Encoder(shape.LABELS).of(table))
             rows, news, changed = self._news(table)
             tail, sizes = self._written, [len(records[row]) for row in rows]
             if rows:
@@ -89,6 +112,7 @@ class Labels:
                     (key, (offsets[row], text)) for key, (row, text) in news.items()
                 )
                 tail.appended(len(data))
+                self._last.latest = max(self._last.latest, _latest(table))
             opened, end = tail.file, tail.end
         # What is repeated may be another worker's, who has not flushed it yet.
         if table.num_rows:
@@ -100,19 +124,28 @@ class Labels:
         if self._path.exists():
             self.append(shape.LABELS.empty_table())
 
-    def table(self) -> pa.Table:
-        """All versions, in order of arrival."""
-        with self._lock.held(shared=True):
-            self._fork()
-            if not self._path.exists():
-                return shape.LABELS.empty_table()
-            self._read.follow()
-            return self._rows.table
+    def shelved(self) -> Shelved:
+        """All versions, in order of arrival. For one thread at a time."""
+        if not self._path.exists():
+            return self._shelf().shelved()
+        step = self._step(lambda: self._read)
+        with at_end(self._lock, step, shared=True, between=self._settle):
+            pass
+        self._settle()
+        return self._rows.shelved()
 
-    def portions(self, before: datetime, limit: int = LIMIT) -> list[Portion]:
+    def follow(self, moment: datetime) -> None:
+        """Let no label count as recorded before `moment` from now on, if the clock is set back by
+        less than a day: what goes into history came before what follows.
+        """
+        with self._lock.held():
+            if moment > self._mark.read():
+                self._mark.write(moment, self._disk)
+
+    def portions(self, before: datetime, now: datetime, limit: int = LIMIT) -> list[Portion]:
         """The first labels, `limit` at most, as far as all were recorded `before`; or nothing."""
         front = self._stretch()
-        portion = front.portion(_NAME, before, limit) if front is not None else None
+        portion = front.portion(_NAME, before, now, limit) if front is not None else None
         return [portion] if portion is not None else []
 
     def cut(self, portion: Portion, keep: pa.Table | None = None) -> bool:
@@ -122,53 +155,77 @@ class Labels:
             front = self._stretch()
             if front is None or portion.fingerprint != _NAME or not front.begins_with(portion):
                 return False
-            cut = Cut(front, portion, kept, self._disk)
-            with self._lock.held():
-                torn = self._front.follow()
-                if not cut.replace(self._front):
-                    return False
-                if torn:  # it stayed behind
-                    self._torn(self._path, torn)
+            return self._replaced(Cut(front, portion.length, [kept], self._disk))
+
+    def erase(self, ids: pa.Array) -> None:
+        """See `Predictions.erase`."""
+        with self._cutting.held():
+            front = self._stretch()
+            if front is not None and front.has(ids):
+                cut = Cut(front, front.size, front.without(ids), self._disk)
+                if not self._replaced(cut):
+                    raise moved(self._path)
+
+    def _replaced(self, cut: Cut) -> bool:
+        with at_end(self._lock, self._step(lambda: self._front)):
+            if not cut.replace(self._front):
+                return False
+            if self._front.torn:  # it stayed behind
+                self._torn(self._path, self._front.torn)
         return True
 
+    def _settle(self) -> None:
+        try:
+            self._rows.settle()
+        except pa.ArrowInvalid:
+            raise self._read.misfit() from None  # Arrow's text holds the value
+
     def _begin(self) -> None:
-        self._last, self._rows = Last(), Rows(shape.LABELS)
+        self._last, self._rows = Last(), self._shelf()
         self._written = self._tail(self._last, os.O_RDWR | os.O_APPEND)
         self._read = self._tail(self._rows, os.O_RDONLY)
         self._front = self._tail(Nothing(shape.LABELS), os.O_RDONLY)
+
+    def _shelf(self) -> Shelf:
+        return Shelf(shape.LABELS, self._path.parent, ordered=False)
 
     def _tail(self, consumer: Consumer, flags: int) -> Tail:
         cuts = self._path.with_suffix(".cuts.json")
         return Tail(self._path, shape.LABELS, consumer, flags=flags, cuts=cuts)
 
-    def _fork(self) -> None:
-        """In a forked child what is in memory may be half done: begin anew."""
-        if self._generation != self._lock.generation:
-            self._generation = self._lock.generation
-            self._begin()
+    def _step(self, tail: Callable[[], Tail]) -> Callable[[], bool]:
+        """Reads a piece of one of our tails, for who holds the lock."""
+
+        def step() -> bool:
+            # In a forked child what is in memory may be half done.
+            if self._generation != self._lock.generation:
+                self._generation = self._lock.generation
+                self._begin()
+            return tail().step()
+
+        return step
 
     def _stretch(self) -> Stretch | None:
-        with self._lock.held(shared=True):
-            self._fork()
-            if not self._path.exists():
-                return None
-            self._front.follow()
+        if not self._path.exists():
+            return None
+        with at_end(self._lock, self._step(lambda: self._front), shared=True):
             return Stretch.of(self._front)
 
     @contextmanager
     def _caught_up(self) -> Iterator[None]:
         """Hold the lock with the file made if there is none, read to its end and mended."""
-        with self._lock.held():
-            self._fork()
-            state = self._written.state()
-            if state is None and not self._path.exists():
-                self._disk.replace(self._path, lines.header(shape.LABELS))
-            torn = self._written.follow(state)
-            if torn:
-                end = self._written.place(self._written.end)
-                self._disk.cut(self._written.file.file, end, self._path)
-                self._torn(self._path, torn)
+        with at_end(self._lock, self._made):
+            tail = self._written
+            if tail.torn:
+                self._disk.cut(tail.file.file, tail.place(tail.end), self._path)
+                self._torn(self._path, tail.torn)
+                tail.torn = 0
             yield
+
+    def _made(self) -> bool:
+        if self._written.state() is None and not self._path.exists():
+            self._disk.replace(self._path, lines.header(shape.LABELS))
+        return self._step(lambda: self._written)()
 
     def _stamped(self, labels: pa.Table) -> pa.Table:
         now = pa.scalar(self._clock.now(), TIMESTAMP)

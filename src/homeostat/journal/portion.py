@@ -8,6 +8,7 @@ often it is tried, and no row that arrives meanwhile is lost.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from homeostat.errors import JournalError
 from homeostat.journal import lines
 from homeostat.journal.disk import Disk, Opened, failed, put
+from homeostat.journal.lines import Places
 from homeostat.journal.tail import Portion, Tail
 from homeostat.records import utc
 from homeostat.schema import TIMESTAMP
@@ -44,11 +46,63 @@ class Stretch:
         """To be called under the lock, when the tail was followed."""
         return cls(tail.file, tail.path, tail.place(tail.start), tail.place(tail.end), tail.schema)
 
-    def portion(self, fingerprint: str, before: datetime, limit: int) -> Portion | None:
-        """The longest start of whole records, `limit` at most, that were recorded `before`."""
-        pieces: list[pa.Table] = []
-        digest, place, rows, more = blake2b(digest_size=32), self.start, 0, True
-        while more and place < self.end:
+    def portion(
+        self, fingerprint: str, before: datetime, now: datetime, limit: int
+    ) -> Portion | None:
+        """The longest start of whole records, `limit` at most, that were recorded `before`.
+
+        Records from beyond `now`, of a clock that was wrong, go with those behind them.
+        """
+        pieces, seen, rows = [], 0, 0
+        for data, ends, table in self._pieces():
+            aged, over = _aged(table, before, now)
+            rows = min(seen + aged, limit) if aged else rows
+            if seen < limit:
+                pieces.append((data, ends, table))
+            seen += table.num_rows
+            if over or rows == limit:
+                break
+        return self._taken(fingerprint, pieces, rows) if rows else None
+
+    def _taken(
+        self, fingerprint: str, pieces: Sequence[tuple[bytes, Places, pa.Table]], rows: int
+    ) -> Portion:
+        """The first `rows` rows of these pieces."""
+        digest, length, tables = blake2b(digest_size=32), 0, []
+        for data, ends, table in pieces:
+            count = min(table.num_rows, rows)
+            if count:
+                size = int(ends[count - 1])
+                digest.update(data[:size])
+                tables.append(table.slice(0, count))
+                length, rows = length + size, rows - count
+        return Portion(fingerprint, length, digest.hexdigest(), pa.concat_tables(tables))
+
+    @property
+    def size(self) -> int:
+        """Bytes of its records."""
+        return self.end - self.start
+
+    def has(self, ids: pa.Array) -> bool:
+        """Whether a record has one of these ids."""
+        return any(pc.any(found).as_py() for _, _, found in self._looked(ids))
+
+    def without(self, ids: pa.Array) -> Iterator[bytes]:
+        """The records that have none of these ids, as they stand."""
+        for data, ends, found in self._looked(ids):
+            starts = [0, *ends[:-1].tolist()]
+            rows = zip(starts, ends.tolist(), found.to_pylist(), strict=True)
+            yield b"".join(data[start:end] for start, end, gone in rows if not gone)
+
+    def _looked(self, ids: pa.Array) -> Iterator[tuple[bytes, Places, pa.ChunkedArray]]:
+        """Records, where each one ends, and whether it has one of these ids."""
+        for data, ends, table in self._pieces():
+            yield data, ends, pc.is_in(table.column("prediction_id"), value_set=ids)
+
+    def _pieces(self) -> Iterator[tuple[bytes, Places, pa.Table]]:
+        """All records piece by piece, where each one ends, and their rows."""
+        place = self.start
+        while place < self.end:
             data = self._records(place)
             ends = lines.ends(data)
             try:
@@ -57,18 +111,8 @@ class Stretch:
                 raise self._misfit() from None
             if table.num_rows != len(ends):
                 raise self._misfit()
-            count = min(_old(table, before), limit - rows)
-            more = count == table.num_rows
-            if count:
-                size = int(ends[count - 1])
-                digest.update(data[:size])
-                place, rows = place + size, rows + count
-                pieces.append(table.slice(0, count))
-        if not rows:
-            return None
-        return Portion(
-            fingerprint, place - self.start, digest.hexdigest(), pa.concat_tables(pieces)
-        )
+            yield data, ends, table
+            place += len(data)
 
     def begins_with(self, portion: Portion) -> bool:
         if self.end - self.start < portion.length:
@@ -115,32 +159,44 @@ class Stretch:
         )
 
 
-def _old(table: pa.Table, before: datetime) -> int:
-    """How many rows come before the first one that was recorded too late."""
-    late = pc.greater_equal(table.column("recorded_at"), pa.scalar(utc(before), TIMESTAMP))
-    places = np.flatnonzero(late.to_numpy())
-    return int(places[0]) if len(places) else table.num_rows
+def moved(path: Path) -> JournalError:
+    return JournalError(f"{path} was replaced meanwhile.", hint="Nothing of it was erased: again.")
+
+
+def _aged(table: pa.Table, before: datetime, now: datetime) -> tuple[int, bool]:
+    """How many rows end with the last that was recorded `before`, as far as none was recorded
+    since and until `now`; and whether one was.
+    """
+    times = np.asarray(table.column("recorded_at").cast(pa.int64()).to_numpy())
+    low, high = (pa.scalar(utc(at), TIMESTAMP).cast(pa.int64()).as_py() for at in (before, now))
+    late = np.flatnonzero((times >= low) & (times <= high))
+    end = int(late[0]) if len(late) else len(times)
+    aged = np.flatnonzero(times[:end] < low)
+    return (int(aged[-1]) + 1 if len(aged) else 0), len(late) > 0
 
 
 class Cut:
-    """A file that is to take the place of another one, less a portion of it.
+    """A file that is to take the place of another one, less what stands at its front.
 
-    What stands behind the portion is copied without the lock, and under it only what has arrived
-    meanwhile. A crash leaves the old file or the new one, and perhaps a `.cut` beside it.
+    The first `length` bytes of records go, and `kept` comes in their place. All of this is copied
+    without the lock, and under it only what has arrived meanwhile. A crash leaves the old file or
+    the new one, and perhaps a `.cut` beside it.
     """
 
-    def __init__(self, was: Stretch, portion: Portion, keep: bytes, disk: Disk) -> None:
+    def __init__(self, was: Stretch, length: int, kept: Iterable[bytes], disk: Disk) -> None:
         self._was = was
-        self._portion = portion
-        self._kept = bool(keep)
+        self._length = length
+        self._kept = False
         self._disk = disk
         self._path = was.path.with_name(f"{was.path.name}.cut")
         disk.trusted()
         self._fresh = Opened(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
-            header = os.pread(was.opened.file, was.start, 0)
-            put(self._fresh.file, header + keep)
-            was.copy(was.start + portion.length, self._fresh.file)
+            put(self._fresh.file, os.pread(was.opened.file, was.start, 0))
+            for records in kept:
+                put(self._fresh.file, records)
+                self._kept |= bool(records)
+            was.copy(was.start + length, self._fresh.file)
         except OSError as error:
             self.give_up()
             raise failed("write", self._path, error) from error
@@ -162,7 +218,7 @@ class Cut:
         self._disk.move(self._path, tail.path)
         if not self._kept:
             with suppress(OSError):  # the note only saves time
-                tail.note_cut(now.opened.inode, self._portion.length)
+                tail.note_cut(now.opened.inode, self._length)
         return True
 
     def give_up(self) -> None:

@@ -11,10 +11,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -23,8 +23,9 @@ from homeostat.journal import lines, shape
 from homeostat.journal.disk import Disk, Lock, Opened
 from homeostat.journal.files import Files
 from homeostat.journal.index import Index, located, same
-from homeostat.journal.portion import LIMIT, Cut, Stretch
-from homeostat.journal.tail import Nothing, Portion, Rows, Tail
+from homeostat.journal.portion import LIMIT, Cut, Stretch, moved
+from homeostat.journal.shelf import Shelf, Shelved
+from homeostat.journal.tail import Nothing, Portion, Tail, at_end
 from homeostat.records import Appended, Committed, Entry
 
 _NONE: frozenset[bytes] = frozenset()
@@ -70,7 +71,10 @@ class Predictions:
         self._torn = torn
         self._columns: _Columns | None = None
         self._generation = self._lock.generation
-        self._begin()
+        shelf = partial(Shelf, folder=folder, ordered=True)
+        self._written = Files(folder, Index, flags=os.O_RDWR | os.O_APPEND)
+        self._read = Files(folder, shelf)
+        self._fronts = Files(folder, Nothing)
 
     def commit(
         self, columns: pa.Schema, entries: Sequence[Entry]
@@ -114,20 +118,23 @@ class Predictions:
         tables = [shape.aligned(found[key], columns) for key in keys if key in found]
         return pa.concat_tables([columns.empty_table(), *tables])
 
-    def tables(self) -> list[pa.Table]:
-        """All rows, one table for each file, that of the current file last."""
-        with self._lock.held(shared=True):
-            self._fork()
-            self._read.follow()
-            return [self._read.consumers[name].table for name in self._read.tails]
+    def shelved(self) -> list[Shelved]:
+        """All rows, those of each file, the current one last. For one thread at a time.
 
-    def portions(self, before: datetime, limit: int = LIMIT) -> list[Portion]:
-        """Of each file the first rows, `limit` at most, as far as all were recorded `before`."""
-        with self._lock.held(shared=True):
-            self._fork()
-            self._fronts.follow()
-            fronts = {name: Stretch.of(tail) for name, tail in self._fronts.tails.items()}
-        portions = [front.portion(name, before, limit) for name, front in fronts.items()]
+        What is read is parsed without the lock.
+        """
+        with at_end(self._lock, self._step(self._read), shared=True, between=self._settle):
+            pass
+        self._settle()
+        return [self._read.consumers[name].shelved() for name in self._read.tails]
+
+    def portions(self, before: datetime, now: datetime, limit: int = LIMIT) -> list[Portion]:
+        """Of each file the first rows, `limit` at most, as far as all were recorded `before`; see
+        `Stretch.portion`.
+        """
+        portions = [
+            front.portion(name, before, now, limit) for name, front in self._stretches().items()
+        ]
         return [portion for portion in portions if portion is not None]
 
     def cut(self, portion: Portion, keep: pa.Table | None = None) -> bool:
@@ -137,37 +144,56 @@ class Predictions:
         the file stays as it was.
         """
         with self._cutting.held():
-            with self._lock.held(shared=True):
-                self._fork()
-                self._fronts.follow()
-                tail = self._fronts.tails.get(portion.fingerprint)
-                front = Stretch.of(tail) if tail is not None else None
+            front = self._stretches().get(portion.fingerprint)
             if front is None or not front.begins_with(portion):
                 return False
-            kept = lines.encode(shape.cast(keep, front.schema)) if keep is not None else b""
-            cut = Cut(front, portion, kept, self._disk)
-            with self._lock.held():
-                self._fronts.follow()
-                tail = self._fronts.tails.get(portion.fingerprint)
-                torn = tail.follow() if tail is not None else 0
-                if tail is None or not cut.replace(tail):
-                    return False
-                if torn:  # it stayed behind
-                    self._torn(tail.path, torn)
-                self._fronts.follow()
-                self._fronts.discard(portion.fingerprint, self._disk)
+            kept = [lines.encode(shape.cast(keep, front.schema))] if keep is not None else []
+            return self._replaced(portion.fingerprint, Cut(front, portion.length, kept, self._disk))
+
+    def erase(self, ids: pa.Array) -> None:
+        """Write each file anew that has rows of these ids, without them. Raises JournalError."""
+        with self._cutting.held():
+            for name, front in self._stretches().items():
+                if front.has(ids):
+                    cut = Cut(front, front.size, front.without(ids), self._disk)
+                    if not self._replaced(name, cut):
+                        raise moved(front.path)
+
+    def _replaced(self, fingerprint: str, cut: Cut) -> bool:
+        """Put the cut file in place; False where the old one is not there any more."""
+        with at_end(self._lock, self._step(self._fronts)):
+            tail = self._fronts.tails.get(fingerprint)
+            if tail is None or not cut.replace(tail):
+                return False
+            if tail.torn:  # it stayed behind
+                self._torn(tail.path, tail.torn)
+            self._fronts.follow()
+            self._fronts.discard(fingerprint, self._disk)
         return True
 
-    def _begin(self) -> None:
-        self._written = Files(self._folder, Index, flags=os.O_RDWR | os.O_APPEND)
-        self._read = Files(self._folder, Rows)
-        self._fronts = Files(self._folder, Nothing)
+    def _stretches(self) -> dict[str, Stretch]:
+        with at_end(self._lock, self._step(self._fronts), shared=True):
+            return {name: Stretch.of(tail) for name, tail in self._fronts.tails.items()}
 
-    def _fork(self) -> None:
-        """In a forked child what is in memory may be half done: begin anew."""
-        if self._generation != self._lock.generation:
-            self._generation = self._lock.generation
-            self._begin()
+    def _settle(self) -> None:
+        for name, shelf in self._read.consumers.items():
+            try:
+                shelf.settle()
+            except pa.ArrowInvalid:
+                raise self._read.tails[name].misfit() from None  # Arrow's text holds the value
+
+    def _step(self, files: Files[Any]) -> Callable[[], bool]:
+        """Reads a piece of `files`, for who holds the lock."""
+
+        def step() -> bool:
+            # In a forked child what is in memory may be half done.
+            if self._generation != self._lock.generation:
+                self._generation = self._lock.generation
+                for known in (self._written, self._read, self._fronts):
+                    known.forget()
+            return files.step()
+
+        return step
 
     def _prepared(self, columns: pa.Schema) -> _Columns:
         known = self._columns
@@ -178,14 +204,13 @@ class Predictions:
     @contextmanager
     def _caught_up(self) -> Iterator[Files[Index]]:
         """Hold the lock with every file read to its end and mended."""
-        with self._lock.held():
-            self._fork()
-            self._written.follow(self._mend)
+        with at_end(self._lock, self._step(self._written)):
+            for tail in self._written.tails.values():
+                if tail.torn:
+                    self._disk.cut(tail.file.file, tail.place(tail.end), tail.path)
+                    self._torn(tail.path, tail.torn)
+                    tail.torn = 0
             yield self._written
-
-    def _mend(self, tail: Tail, torn: int) -> None:
-        self._disk.cut(tail.file.file, tail.place(tail.end), tail.path)
-        self._torn(tail.path, torn)
 
     def _write(self, columns: _Columns, requests: _Requests) -> _Group:
         """Write what is new, and return when all of it and all that is repeated is durable."""

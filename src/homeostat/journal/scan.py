@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.journal import join, shape
 from homeostat.journal.join import ARRIVALS, Key
-from homeostat.journal.snapshot import SLICE, Snapshot, cuts
+from homeostat.journal.shape import LABELS
+from homeostat.journal.shelf import Shelved
+from homeostat.journal.snapshot import Snapshot, cuts
 from homeostat.records import Window, utc
 from homeostat.schema import Schema
 
@@ -35,8 +39,8 @@ _IDS = pa.schema([("prediction_id", pa.string())])
 class View:
     """What tail and history hold; the tail was read first, so that nothing sealed is missed."""
 
-    tail: tuple[pa.Table, ...]
-    sent: pa.Table  # labels of the tail, `shape.LABELS`
+    tail: tuple[Shelved, ...]
+    sent: Shelved  # labels of the tail
     rows: Snapshot
     labels: Snapshot
 
@@ -52,29 +56,30 @@ class View:
         low, high = join.keys(window)
         columns = schema.journal if schema else self.columns()
         numbers = schema is not None and schema.target.task == "regression"
-        tail = self._unsealed(columns, low, high)
-        sent = join.arrivals(self.sent)
-        grains = [*self.rows.grains(low, high), *_grains(tail)]
+        grains = chain(self.rows.grains(low, high), *(shelf.grains() for shelf in self.tail))
         for start, end in cuts(grains, low, high):
             held = self.rows.between(columns, start, end)
-            rows = join.ordered(pa.concat_tables([held, join.between(tail, start, end)]))
-            labels = pa.concat_tables([filed(self, start, end), sent])
+            rows = pa.concat_tables([held, self._unsealed(columns, start, end)])
+            rows = join.ordered(rows)
+            labels = [filed(self, start, end), self._sent(rows.column("prediction_id"))]
+            labels = pa.concat_tables(labels)
             yield join.joined(rows, labels, as_of, labelled=labelled, numbers=numbers)
 
     def columns(self) -> pa.Schema:
         """All columns of all rows, the system's first; of two kinds, the later."""
-        return shape.union([self.rows.columns, *(table.schema for table in self.tail)])
+        return shape.union([self.rows.columns, *(shelf.columns for shelf in self.tail)])
 
     def newest(self, source: str | None) -> datetime | None:
         """The newest event time, of one source or of all; None without such rows."""
-        moments = [self.rows.newest(source), *(join.newest(t, source) for t in self.tail)]
+        tail = (rows for shelf in self.tail for rows in shelf.pieces())
+        moments = [self.rows.newest(source), *(join.newest(rows, source) for rows in tail)]
         return max((moment for moment in moments if moment is not None), default=None)
 
     def times(self, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
         """`prediction_id` and `occurred_at` of those ids that are known, each once."""
         columns = pa.schema([_IDS.field(0), FILED.field("occurred_at")])
         found = [self.rows.located(ids, columns)]
-        found += [join.having(table.select(columns.names), ids) for table in self.tail]
+        found += [shelf.having(ids, columns.names) for shelf in self.tail]
         some = [table for table in found if table.num_rows]
         return join.first_rows(pa.concat_tables(some)) if len(some) > 1 else (some or found)[0]
 
@@ -91,7 +96,7 @@ class View:
                 parts.append(join.having(self.labels.between(FILED, start, end), ids))
         filed = pa.concat_tables(parts)
         imported = pc.equal(filed.column("source"), "load")
-        sent = join.arrivals(join.having(self.sent, ids))
+        sent = self._sent(ids)
         return (
             filed.filter(imported).select(ARRIVALS.names),
             pa.concat_tables([filed.filter(pc.invert(imported)).select(ARRIVALS.names), sent]),
@@ -99,9 +104,17 @@ class View:
 
     def _unsealed(self, columns: pa.Schema, low: Key | None, high: Key | None) -> pa.Table:
         """The rows of the tail that history does not know; all lie within the bounds."""
-        tables = [join.between(shape.aligned(table, columns), low, high) for table in self.tail]
+        tables = [
+            shape.aligned(rows, columns) for shelf in self.tail for rows in shelf.pieces(low, high)
+        ]
         rows = join.ordered(pa.concat_tables([columns.empty_table(), *tables]))
         return join.without(rows, self.rows.located(rows.column("prediction_id"), _IDS)[0])
+
+    def _sent(self, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+        """The labels of the tail of these ids, as `ARRIVALS`."""
+        sent = self.sent.having(ids, self.sent.schema.names)
+        offsets = np.asarray(sent.columns[-1].to_numpy(), dtype=np.int64)
+        return join.arrivals(sent.select(LABELS.names), join.NEWEST + offsets)
 
 
 def numbered(number: int) -> int:
@@ -127,7 +140,7 @@ def upgraded(labels: pa.Table, times: pa.Table) -> pa.Table:
     count = labels.num_rows
     rows = pa.table(
         [
-            *labels.select(shape.LABELS.names).columns,
+            *labels.select(LABELS.names).columns,
             labels.column("recorded_at"),
             labels.column("commit"),
             join.looked_up(ids, times, "occurred_at"),
@@ -136,9 +149,3 @@ def upgraded(labels: pa.Table, times: pa.Table) -> pa.Table:
         schema=FILED,
     )
     return rows.filter(rows.column("occurred_at").is_valid())
-
-
-def _grains(tail: pa.Table) -> Iterator[tuple[Key, int]]:
-    step = SLICE // 8
-    for start in range(0, tail.num_rows, step):
-        yield join.key_at(tail, start), min(step, tail.num_rows - start)

@@ -48,16 +48,16 @@ class Sealer:
     log: JsonLines  # a line for each portion sealed
     view: Callable[[], View]
 
-    def seal(self, before: datetime, orphaned: datetime) -> Sealed:
+    def seal(self, before: datetime, orphaned: datetime, now: datetime) -> Sealed:
         """Move what was recorded earlier than `before` into history.
 
         Labels without a prediction stay, and are dropped once recorded earlier than `orphaned`.
         """
         total, seen = Sealed(), set[str]()
-        while portions := _unseen(self.predictions.portions(before, SLICE), seen):
+        while portions := _unseen(self.predictions.portions(before, now, SLICE), seen):
             for portion in portions:
                 total += self._seal_rows(portion)
-        while portions := _unseen(self.labels.portions(before, SLICE), seen):
+        while portions := _unseen(self.labels.portions(before, now, SLICE), seen):
             for portion in portions:
                 total += self._seal_labels(portion, orphaned)
         return total
@@ -105,7 +105,9 @@ class Sealer:
         waiting = table.filter(pc.and_(pc.invert(known), recent))
         if waiting.num_rows == table.num_rows:
             return Sealed()
-        arrived = join.arrivals(table, first=numbered(filed.number + 1))
+        self.labels.follow(utc(pc.max(table.column("recorded_at")).as_py()))
+        numbers = numbered(filed.number + 1) + np.arange(table.num_rows)
+        arrived = join.arrivals(table, numbers)
         arrived = arrived.append_column(FILED.field("occurred_at"), occurred)
         sent = pa.repeat(pa.scalar("sent"), table.num_rows)
         ready = arrived.append_column(FILED.field("source"), sent).filter(known)

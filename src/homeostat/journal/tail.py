@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,11 +20,12 @@ import pyarrow as pa
 
 from homeostat.errors import JournalError
 from homeostat.journal import lines
-from homeostat.journal.disk import Opened, failed
+from homeostat.journal.disk import Lock, Opened, failed
 from homeostat.journal.lines import Places
 
 _CHUNK = 1 << 22  # bytes read at a time, so that a long file does not fill the memory
 _SEEN = 1 << 12  # bytes that must be the same before two files are taken for one that was cut
+_PAUSE = 0.001  # seconds in which another may take the lock that was let go
 _CUTS = 64  # cuts that are remembered; who missed more of them reads the file again
 
 
@@ -51,29 +55,6 @@ class Consumer(Protocol):
         ...
 
 
-class Rows:
-    """A consumer that keeps the rows as tables."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._tables: list[pa.Table] = []
-
-    def clear(self) -> None:
-        self._tables = []
-
-    def add(self, data: bytes, ends: Places, offset: int) -> None:  # noqa: ARG002 - the order is enough here
-        self._tables.append(lines.decode(data, self._schema))
-        if len(self._tables) > 64:
-            self._tables = [pa.concat_tables(self._tables).combine_chunks()]
-
-    def drop(self, bound: int) -> bool:  # noqa: ARG002 - which rows these are was not kept
-        return False
-
-    @property
-    def table(self) -> pa.Table:
-        return pa.concat_tables([self._schema.empty_table(), *self._tables])
-
-
 class Nothing:
     """A consumer for who only asks where records end."""
 
@@ -88,6 +69,29 @@ class Nothing:
 
     def drop(self, bound: int) -> bool:  # noqa: ARG002 - there is nothing to forget
         return True
+
+
+@contextmanager
+def at_end(
+    lock: Lock,
+    step: Callable[[], bool],
+    *,
+    shared: bool = False,
+    between: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Hold the lock when `step` has nothing left to read.
+
+    Until then it is let go after each step, `between` is done, and others have their turn: who
+    appends waits for one piece, however long the file is that somebody begins to read.
+    """
+    while True:
+        with lock.held(shared=shared):
+            if not step():
+                yield
+                return
+        if between is not None:
+            between()
+        time.sleep(_PAUSE)
 
 
 class Tail:
@@ -106,6 +110,7 @@ class Tail:
         self.header = lines.header(schema)
         self.opened: Opened | None = None
         self.end = 0
+        self.torn = 0  # bytes behind the end that are no whole record, once no step is left
         self._shift = 0  # offset less place in the file
         self._flags = flags
         self._cuts = cuts
@@ -138,8 +143,8 @@ class Tail:
             return None
         return state
 
-    def follow(self, state: os.stat_result | None = None) -> int:
-        """Hand the consumer what it has not seen; return the bytes of a torn record at the end.
+    def step(self, state: os.stat_result | None = None) -> bool:
+        """Hand the consumer the next piece that it has not seen; whether there may be more.
 
         `state` saves a system call if it was asked for under the same lock.
         """
@@ -149,18 +154,22 @@ class Tail:
             if state is None or self.place(self.end) > state.st_size:
                 self._open(self.opened if state is None else None)
                 state = os.fstat(self.file.file)
-            if state.st_size > self.place(self.end):
-                while self._advance(state.st_size):
-                    pass
+            self.torn = state.st_size - self.place(self.end)
+            taken = self.torn > 0 and self._advance(state.st_size)
+            self.torn = state.st_size - self.place(self.end)
         except OSError as error:
             raise failed("read", self.path, error) from error
         except (pa.ArrowInvalid, ValueError):
-            self.opened = None
-            raise JournalError(
-                f"{self.path} holds a line that does not fit its columns.",
-                hint="Was it edited? Restore it from a copy, or move it aside.",
-            ) from None  # Arrow's text holds the value
-        return state.st_size - self.place(self.end)
+            raise self.misfit() from None  # Arrow's text holds the value
+        return taken and self.torn > 0
+
+    def misfit(self) -> JournalError:
+        """The error for records that cannot be read; all is read again if it is asked for again."""
+        self.opened = None
+        return JournalError(
+            f"{self.path} holds a line that does not fit its columns.",
+            hint="Was it edited? Restore it from a copy, or move it aside.",
+        )
 
     def read(self, offset: int, length: int) -> bytes:
         """So many bytes from `offset` on."""
