@@ -43,8 +43,8 @@ def row(name, n=1.5, *, at=START, recorded=START, version="m1", columns=COLUMNS)
     return [name, *times, version, "serve", "1", 0.25, None, *features]
 
 
-def entry(*names, untimed=(), **about):
-    return Entry(names, [row(name, **about) for name in names], frozenset(untimed))
+def entry(*names, untimed=(), made=False, **about):
+    return Entry(names, [row(name, **about) for name in names], frozenset(untimed), made)
 
 
 def ids(table):
@@ -228,6 +228,31 @@ def test_the_same_id_with_the_columns_of_another_schema_is_a_conflict(journal):
     assert isinstance(done, ConflictError)
     assert fine == Committed(1, 0)
     assert journal.commit(COLUMNS, [entry("a")])[0].repeated == 1
+
+
+def test_ids_that_a_server_made_are_looked_at_only_when_somebody_asks(folder, monkeypatch):
+    monkeypatch.setattr("homeostat.journal.index._PIECE", 200)
+    writer, other = tail_of(folder), tail_of(folder)
+    looked, key, keys = [], lines.key, lines.keys
+    monkeypatch.setattr(lines, "key", lambda *args: looked.append(1) or key(*args))
+    monkeypatch.setattr(lines, "keys", lambda *args: looked.append(1) or keys(*args))
+    for start in range(0, 40, 4):
+        names = [f"m{start + i}" for i in range(4)]
+        assert writer.commit(COLUMNS, [entry(*names, made=True)]) == [Committed(4, 0)]
+        other.catch_up()
+    assert looked == []
+    for turn, worker in enumerate((writer, other, tail_of(folder))):
+        again, changed, new = worker.commit(
+            COLUMNS, [entry("m0", "m39"), entry("m17", n=7.0), entry(f"new {turn}")]
+        )
+        assert (again.repeated, ids(again.recorded), new) == (2, ["m0", "m39"], Committed(1, 0))
+        assert isinstance(changed, ConflictError)
+        last = f"last {turn}"
+        assert worker.commit(COLUMNS, [entry(last, made=True)]) == [Committed(1, 0)]
+        assert ids(worker.known([last, "m20"])) == [last, "m20"]
+        (portion,) = worker.portions(FAR, FAR, limit=1)
+        assert worker.cut(portion)
+        writer.commit(COLUMNS, [entry("m0", "m39")])
 
 
 def test_nothing_is_written_for_no_rows(journal, folder):
@@ -527,7 +552,7 @@ def test_a_portion_is_cut_off_once(folder):
 def test_who_followed_the_file_goes_on_behind_a_cut_without_reading_it_again(folder, monkeypatch):
     writer, asleep, sealer = (tail_of(folder) for _ in range(3))
     writer.commit(COLUMNS, [entry(*(f"r{i}" for i in range(100)))])
-    asleep.catch_up()
+    assert asleep.commit(COLUMNS, [entry("r0")])[0].repeated == 1
     for names in (["x", "y"], ["z"]):
         (portion,) = sealer.portions(FAR, FAR, limit=20)
         assert sealer.cut(portion)
@@ -711,13 +736,14 @@ class Interleaved(RuleBasedStateMachine):
         sizes=st.lists(st.integers(1, 3), min_size=1, max_size=3),
         columns=st.sampled_from([COLUMNS, COLUMNS, NARROW]),
         text=TEXTS,
+        made=st.booleans(),
     )
-    def commit(self, worker, sizes, columns, text):
+    def commit(self, worker, sizes, columns, text, made):
         entries = []
         for size in sizes:
             names = [f"{text}{self.count + i}" for i in range(size)]
             self.count += size
-            entries.append(entry(*names, columns=columns))
+            entries.append(entry(*names, columns=columns, made=made))
             self.tail |= dict.fromkeys(names, columns)
         done = self.workers[worker].commit(columns, entries)
         assert done == [Committed(size, 0) for size in sizes]

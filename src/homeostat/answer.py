@@ -62,7 +62,7 @@ class Answerer:
         made, start = [], 0
         for batch in batches:
             end = start + len(batch.ids)
-            entry = Entry(batch.ids, written[start:end], batch.untimed)
+            entry = Entry(batch.ids, written[start:end], batch.untimed, batch.made)
             made.append((entry, answers[start:end]))
             start = end
         return made

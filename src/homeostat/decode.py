@@ -47,6 +47,7 @@ class Batch:
     times: Sequence[str]  # event time of each distinct row, as `stamp` writes it
     columns: Sequence[Sequence[Any]]  # of the distinct rows, one per feature of the schema
     untimed: frozenset[str] = frozenset()  # ids that the client gave without a time
+    made: bool = False  # the client gave no id at all
 
 
 def stamp(when: datetime) -> str:
@@ -145,6 +146,7 @@ def rows(
         [times[i] for i in kept],
         [[column[i] for i in kept] for column in columns.values()],
         frozenset(untimed),
+        made=not any("prediction_id" in row for row in requested),
     )
 
 

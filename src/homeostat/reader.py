@@ -8,6 +8,7 @@ It takes the bytes of a body that fits the schema and says nothing unusual, and 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -24,8 +25,12 @@ Texts: TypeAlias = Sequence[str | None]
 _TYPES: dict[str, Any] = {"number": float, "category": str, "boolean": bool}
 
 
+# Two workers that were forked from one process must not make the same ids.
+os.register_at_fork(after_in_child=uuid_utils.reseed_rng)
+
+
 def new_id() -> str:
-    """A UUIDv7, as a server gives it to a row that brings no id."""
+    """A UUIDv7, as a server gives it to a row that brings no id; no other row ever has it."""
     return str(uuid_utils.uuid7())
 
 
@@ -99,7 +104,7 @@ class Reader:
         present = stamp(now)
         if given.count(None) == times.count(None) == len(given):
             made = [new_id() for _ in given]
-            return Batch(made, made, [present] * len(made), columns)
+            return Batch(made, made, [present] * len(made), columns, made=True)
         ids, stamps, untimed = [], [], []
         for row, (name, when) in enumerate(zip(given, times, strict=True)):
             ids.append(new_id() if name is None else identity(name, row))

@@ -168,6 +168,7 @@ class Entry:
     ids: Sequence[str]
     rows: Sequence[Sequence[Any]]
     untimed: frozenset[str] = frozenset()  # ids whose earlier event time, if any, stands
+    made: bool = False  # all ids were made just now, so that no row can have come before
 
 
 @dataclass(frozen=True, slots=True)

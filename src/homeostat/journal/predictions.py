@@ -35,9 +35,9 @@ class _Requests(NamedTuple):
     """The records of several requests, one behind the other."""
 
     records: list[bytes]
-    keys: list[bytes]  # of the records
     sizes: list[int]  # rows of each request
     untimed: list[frozenset[bytes]]  # keys of each request
+    made: bool  # no id can be known
 
 
 class _Columns:
@@ -57,7 +57,7 @@ class _Columns:
             for entry in entries
         ]
         sizes = [len(entry.rows) for entry in entries]
-        return _Requests(records, list(map(lines.key, records)), sizes, untimed)
+        return _Requests(records, sizes, untimed, all(entry.made for entry in entries))
 
 
 class Predictions:
@@ -89,8 +89,8 @@ class Predictions:
         rows = shape.conformed(rows)
         known = self._prepared(rows.schema)
         records = list(known.encoder.of(rows))
-        keys = list(map(lines.key, records))
-        group = self._write(known, _Requests(records, keys, [len(records)], [_NONE]))
+        requests = _Requests(records, [len(records)], [_NONE], made=False)
+        group = self._write(known, requests)
         (result,) = group.outcomes
         if isinstance(result, ConflictError):
             raise result
@@ -107,7 +107,7 @@ class Predictions:
         found: dict[bytes, pa.Table] = {}
         keys = list(dict.fromkeys(map(lines.key_of, wanted)))
         seen = _Seen()
-        with self._caught_up() as files:
+        with self._caught_up(asked=True) as files:
             for key in keys:
                 for name, index in files.consumers.items():
                     if key in index.places and key not in found:
@@ -202,9 +202,10 @@ class Predictions:
         return known
 
     @contextmanager
-    def _caught_up(self) -> Iterator[Files[Index]]:
-        """Hold the lock with every file read to its end and mended."""
-        with at_end(self._lock, self._step(self._written)):
+    def _caught_up(self, *, asked: bool = False) -> Iterator[Files[Index]]:
+        """Hold the lock with every file read to its end and mended; `asked` if for ids."""
+        step = self._step(self._written)
+        with at_end(self._lock, (lambda: step() or self._look_up()) if asked else step):
             for tail in self._written.tails.values():
                 if tail.torn:
                     self._disk.cut(tail.file.file, tail.place(tail.end), tail.path)
@@ -212,20 +213,30 @@ class Predictions:
                     tail.torn = 0
             yield self._written
 
+    def _look_up(self) -> bool:
+        """Read ids that were not asked for until now; whether there are more."""
+        tails = self._written.tails
+        more = False
+        for name, index in self._written.consumers.items():
+            try:
+                more |= index.complete(tails[name].read)
+            except pa.ArrowInvalid:
+                raise tails[name].misfit() from None
+        return more
+
     def _write(self, columns: _Columns, requests: _Requests) -> _Group:
         """Write what is new, and return when all of it and all that is repeated is durable."""
         self._disk.trusted()
-        with self._caught_up() as files:
+        with self._caught_up(asked=not requests.made) as files:
             group = _Group(columns, files)
             group.take(requests)
-            if group.pending:
-                records = list(group.pending.values())
+            if records := group.records:
                 tail = files.tails.get(columns.fingerprint)
                 tail = tail or files.ready(columns.shape, self._disk)
                 data = b"".join(records)
                 self._disk.write(tail.file.file, data, tail.place(tail.end), tail.path)
                 index = files.consumers[columns.fingerprint]
-                index.note(group.pending, list(map(len, records)), tail.end)
+                index.note(records, group.keys, tail.end, len(data))
                 tail.appended(len(data))
                 group.seen.note(tail, tail.end)
         group.seen.sync(self._disk)
@@ -259,42 +270,56 @@ class _Group:
         self._columns = columns
         self._files = files
         self._sizes: list[int] = []
-        self.pending: dict[bytes, bytes] = {}  # records to write, by key
+        self.records: Sequence[bytes] = ()  # to be written
+        self.keys: Sequence[bytes] | None = None  # theirs, where they had to be worked out
         self.outcomes: list[list[bytes] | ConflictError] = []  # or the records that were repeated
         self.seen = _Seen()
 
     def take(self, requests: _Requests) -> None:
         """All at once where every row is new, or else one request after another."""
         self._sizes = requests.sizes
-        new = dict(zip(requests.keys, requests.records, strict=True))
-        # Of two views the shorter one is gone through.
-        known = [index.places.keys() for index in self._files.consumers.values()]
-        if len(new) == len(requests.keys) and all(map(new.keys().isdisjoint, known)):
-            self.pending = new
+        if requests.made or self._all_new(requests):
+            self.records = requests.records
             self.outcomes = [[] for _ in requests.sizes]
             return
-        rows = zip(requests.keys, requests.records, strict=True)
+        pending: dict[bytes, bytes] = {}
+        rows = ((lines.key(record), record) for record in requests.records)
         for size, untimed in zip(requests.sizes, requests.untimed, strict=True):
             try:
-                self.outcomes.append(self._sorted_out(list(islice(rows, size)), untimed))
+                self.outcomes.append(self._sorted_out(list(islice(rows, size)), untimed, pending))
             except ConflictError as error:
                 self.outcomes.append(error)
+        self.keys, self.records = list(pending), list(pending.values())
+
+    def _all_new(self, requests: _Requests) -> bool:
+        keys = list(map(lines.key, requests.records))
+        distinct = dict.fromkeys(keys).keys()
+        # Of two views, unlike of two sets, the shorter one is gone through.
+        known = [index.places.keys() for index in self._files.consumers.values()]
+        new = len(distinct) == len(keys) and all(map(distinct.isdisjoint, known))
+        self.keys = keys if new else None
+        return new
 
     def _sorted_out(
-        self, rows: Sequence[tuple[bytes, bytes]], untimed: frozenset[bytes]
+        self,
+        rows: Sequence[tuple[bytes, bytes]],
+        untimed: frozenset[bytes],
+        pending: dict[bytes, bytes],
     ) -> list[bytes]:
-        """Take what is new of the keys and records; return the recorded rows of the rest."""
+        """Add what is new of the keys and records to `pending`; return the recorded rows of the
+        rest.
+        """
         new: dict[bytes, bytes] = {}
         repeated = []
         for row, (key, record) in enumerate(rows):
-            before = new.get(key) or self.pending.get(key) or self._recorded(key, row)
+            before = new.get(key) or pending.get(key) or self._recorded(key, row)
             if before is None:
                 new[key] = record
                 continue
             if not _same(before, record, self._columns.given, timed=key not in untimed):
                 raise _conflict(row)
             repeated.append(before)
-        self.pending.update(new)
+        pending.update(new)
         return repeated
 
     def _recorded(self, key: bytes, row: int) -> bytes | None:
