@@ -178,6 +178,8 @@ class FileJournal:
             for table in (self._history, self._filed):
                 if table.compact() or expired:
                     table.clean()
+            self._sealer.fold()
+            self._rejected.fold(lambda facts: jsonl.summed(facts, now))
         return replace(done, expired=expired)
 
     def erase(
