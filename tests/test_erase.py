@@ -130,6 +130,23 @@ def test_rows_are_found_by_a_condition_in_tail_and_history(folder, where, chosen
     assert not list(folder.glob(".where-*"))
 
 
+@pytest.mark.parametrize("sealed", [0, 3, 6])
+def test_features_that_differ_only_in_case_are_each_found_by_their_own_name(tmp_path, sealed):
+    count = [pa.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), pa.array([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])]
+    rows = ROWS.slice(0, 6).append_column("Amount", count[0]).append_column("GAP", count[1])
+    rows = rows.append_column("Source", pa.array(["x", "y"] * 3))
+    journal = opened(tmp_path)
+    journal.append(rows.slice(0, sealed))
+    journal.seal(NOW)
+    journal.append(rows.slice(sealed))
+    ids = rows.column("prediction_id").to_pylist()
+    assert journal.erase(NOW, where="Amount = 1 OR GAP = 2").rows == 2
+    assert journal.read().column("prediction_id").to_pylist() == ids[1:4] + ids[5:]
+    assert journal.erase(NOW, where="amount > -100 AND \"Source\" = 'x'").rows == 1
+    assert journal.read().column("prediction_id").to_pylist() == [ids[1], ids[3], ids[5]]
+    assert journal.erase(NOW, where="Source = 'x' OR source <> 'live'").rows == 0
+
+
 @pytest.mark.parametrize(
     "where",
     ["", "nothing = 1", "amount >", "1=1) UNION SELECT 'x' --", "amount; DROP TABLE history"],

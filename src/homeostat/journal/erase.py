@@ -142,14 +142,17 @@ class Eraser:
 
         self._forget_copies()
         columns = view.columns()
+        # Delta takes no names that differ only in case.
+        places = [f"column_{number}" for number in range(len(columns))]
         for table in view.tail:
             if table.num_rows:
                 with tempfile.TemporaryDirectory(prefix=".where-", dir=self.folder) as folder:
+                    rows = shape.aligned(table, columns).rename_columns(places)
                     try:
-                        write_deltalake(folder, shape.aligned(table, columns))
+                        write_deltalake(folder, rows)
                     except Exception as error:  # deltalake raises bare Exceptions
                         raise unreadable("search", self.folder, error) from error
-                    yield _matching(DeltaTable(folder), columns, columns, where)
+                    yield _matching(DeltaTable(folder), places, columns, where)
 
 
 def _of_history(view: View, where: str) -> pa.Array:
@@ -158,17 +161,23 @@ def _of_history(view: View, where: str) -> pa.Array:
     if view.rows.version < 0:
         return pa.array([], pa.string())
     delta = DeltaTable(view.rows.path, version=view.rows.version)
-    return _matching(delta, pa.schema(delta.schema().to_arrow()), view.columns(), where)
+    present, columns = pa.schema(delta.schema().to_arrow()), view.columns()
+    places = [home(field, present) for field in columns]
+    known = [place if place in present.names else None for place in places]
+    return _matching(delta, known, columns, where)
 
 
-def _matching(delta: Delta, present: pa.Schema, columns: pa.Schema, where: str) -> pa.Array:
-    """Ids of the rows of a table for which the condition is true; the rows have `columns`."""
+def _matching(
+    delta: Delta, places: Sequence[str | None], columns: pa.Schema, where: str
+) -> pa.Array:
+    """Ids of the rows of a table for which the condition is true. It is asked of `columns`, each
+    of which lies in the table under the name in `places`, or not at all.
+    """
     from deltalake import QueryBuilder
 
     shown = []
-    for field in columns:
-        name = home(field, present)
-        cell = _quoted(name) if name in present.names else f"CAST(NULL AS {_kind(field)})"
+    for field, place in zip(columns, places, strict=True):
+        cell = f"CAST(NULL AS {_kind(field)})" if place is None else _quoted(place)
         shown.append(f"{cell} AS {_quoted(field.name)}")
     query = f"SELECT {', '.join(shown)} FROM history"  # noqa: S608 - of quoted names
     query = f"SELECT prediction_id FROM ({query}) WHERE ({where}\n)"  # noqa: S608 - reads only
