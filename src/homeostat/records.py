@@ -220,6 +220,23 @@ class Erased:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfinished:
+    """An erasure that was begun, and of which nobody has said since that it came to its end."""
+
+    id: str  # its own; of what is erased nothing is kept
+    at: datetime  # when it was begun first, UTC
+    rows: int  # that there were to erase then
+    labels: int
+
+    def __str__(self) -> str:
+        return (
+            f"an erasure of {self.rows:,} rows and {self.labels:,} labels, begun at "
+            f"{self.at:%Y-%m-%d %H:%M} UTC, was not finished: erase the same again, with "
+            f"--finish {self.id[:8]}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """One refused row, without its values."""
 

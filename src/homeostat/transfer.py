@@ -121,9 +121,16 @@ def export(project: Project, file: Path) -> dict[str, int]:
 
 
 def erase(
-    project: Project, ids: Sequence[str], where: str | None, sure: Callable[[str], bool]
+    project: Project,
+    ids: Sequence[str],
+    where: str | None,
+    sure: Callable[[str], bool],
+    finish: str | None = None,
 ) -> dict[str, int]:
-    """Remove rows by id or condition, for good, if `sure` agrees to their counts."""
+    """Remove rows by id or condition, for good, if `sure` agrees to their counts.
+
+    `finish` is the id of an unfinished erasure, of which this is the same again.
+    """
     if not ids and where is None:
         raise HomeostatError("nothing to erase was named.", hint="Give --id or --where.")
     counts: dict[str, int] = {}
@@ -140,7 +147,10 @@ def erase(
     with project.locked():
         now = datetime.now(UTC)
         trainings = project.releases.trainings()
-        project.journal.erase(now, ids=ids, where=where, trainings=trainings, sure=agreed)
+        project.journal.erase(
+            now, ids=ids, where=where, trainings=trainings, sure=agreed, finish=finish
+        )
+        counts["unfinished"] = len(project.journal.unfinished())
     return counts
 
 

@@ -134,6 +134,10 @@ def log_erase(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    finish: Annotated[
+        str | None,
+        typer.Option(help="Id of an unfinished erasure that this, the same again, finishes."),
+    ] = None,
     folder: Folder = HERE,
     as_json: AsJson = False,
 ) -> None:
@@ -146,7 +150,10 @@ def log_erase(
         return not dry_run and (yes or typer.confirm(f"Erase {counts}?", err=True))
 
     project = load_project(folder)
-    screen.counts(transfer.erase(project, identity or [], where, sure), as_json=as_json)
+    counts = transfer.erase(project, identity or [], where, sure, finish)
+    screen.counts(counts, as_json=as_json)
+    for left in project.journal.unfinished():
+        screen.note(str(left))
 
 
 def replay(

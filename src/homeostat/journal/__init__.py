@@ -37,6 +37,7 @@ from homeostat.records import (
     Refusal,
     Sealed,
     TrainingRows,
+    Unfinished,
     Window,
     utc,
 )
@@ -190,20 +191,27 @@ class FileJournal:
         where: str | None = None,
         trainings: Mapping[str, TrainingRows] | None = None,
         sure: Callable[[Erased], bool] | None = None,
+        finish: str | None = None,
     ) -> Erased:
         """Remove the rows of these ids, and those for which the SQL condition `where` is true,
         with their labels, and every file that held them; nothing if `sure` says no to the counts.
 
         `trainings` are the rows of each release, so that it is known of which some are gone.
-        Killed at any point, the same call finishes it. Raises JournalError.
+        Killed at any point, the same call finishes it; that it is the same only the caller can
+        know, and says so by `finish`, the id in `unfinished` or its beginning. Raises JournalError.
         """
         with self._writing():
+            begun = None if finish is None else self._eraser.named(finish)
             view = self._view()
             found = self._eraser.find(view, ids, where)
             erased = self._eraser.weigh(view, found, trainings or {})
             if sure is None or sure(erased):
-                self._eraser.erase(found, erased, now)
+                self._eraser.erase(found, erased, now, begun)
         return erased
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        """Erasures that were begun and not ended: what they were to erase may be there in part."""
+        return self._eraser.unfinished()
 
     def erased(self) -> Mapping[str, datetime]:
         """Releases of whose training rows some were erased, and when that was first."""

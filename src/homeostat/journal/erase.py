@@ -25,7 +25,7 @@ from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
 from homeostat.journal.scan import View
 from homeostat.journal.snapshot import Delta, home, unreadable
-from homeostat.records import Erased, TrainingRows, Window, utc
+from homeostat.records import Erased, TrainingRows, Unfinished, Window, utc
 from homeostat.schema import TIMESTAMP
 
 _ALL = 1 << 62  # rows: a file is rewritten as a whole
@@ -73,13 +73,13 @@ class Eraser:
                 releases[release] = trained.num_rows
         return Erased(rows.num_rows, labels.num_rows, releases)
 
-    def erase(self, ids: pa.Array, erased: Erased, now: datetime) -> None:
+    def erase(self, ids: pa.Array, erased: Erased, now: datetime, name: str | None = None) -> None:
         """Erase these ids. `erased` is noted before anything is done, so that it is known even if
-        this process is killed; to be run again then.
+        this process is killed; to be run again then, under the `name` of what was not finished.
 
         Labels go first: while its row is there, a condition still finds what is left of it.
         """
-        name, at = str(uuid.uuid4()), utc(now).isoformat()
+        name, at = name or str(uuid.uuid4()), utc(now).isoformat()
         self.log.add(
             [
                 {
@@ -103,18 +103,31 @@ class Eraser:
         for left in (*self.folder.glob("*.cut"), *self.folder.glob(".*.tmp")):
             left.unlink(missing_ok=True)
         self._forget_copies()
-        unfinished = [*self.unfinished(), name]
-        self.log.add([{"id": one, "at": at, "done": True} for one in dict.fromkeys(unfinished)])
+        self.log.add([{"id": name, "at": at, "done": True}])
 
-    def unfinished(self) -> list[str]:
-        """Erasures that were begun and not ended, by their ids."""
-        begun: dict[str, None] = {}
+    def unfinished(self) -> list[Unfinished]:
+        """Erasures that were begun and not ended, in the order in which they were begun."""
+        begun: dict[str, Unfinished] = {}
         for line in self.log:
+            name = line["id"]
             if line.get("done"):
-                begun.pop(line["id"], None)
-            else:
-                begun[line["id"]] = None
-        return list(begun)
+                begun.pop(name, None)
+            elif name not in begun:
+                at = datetime.fromisoformat(line["at"])
+                begun[name] = Unfinished(name, at, line["rows"], line["labels"])
+        return list(begun.values())
+
+    def named(self, start: str) -> str:
+        """The id of the one unfinished erasure whose id begins so. Raises JournalError."""
+        known = [one.id for one in self.unfinished()]
+        found = [name for name in known if start and name.startswith(start)]
+        if len(found) != 1:
+            names = ", ".join(name[:8] for name in known) or "none"
+            raise JournalError(
+                f"{start!r} names {len(found)} of the unfinished erasures.",
+                hint=f"Unfinished: {names}.",
+            )
+        return found[0]
 
     def releases(self) -> dict[str, datetime]:
         """Releases of whose training rows some were erased, and when that was first."""
