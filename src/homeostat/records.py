@@ -156,6 +156,9 @@ class Appended:
     written: int
     repeated: int
 
+    def __add__(self, other: Appended) -> Appended:
+        return Appended(self.written + other.written, self.repeated + other.repeated)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -186,6 +189,13 @@ class Labelled:
     written: int  # new labels and new versions of known ones
     repeated: int  # the same label again: no new version
     changed: int  # of `written`: those that differ from an earlier version
+
+    def __add__(self, other: Labelled) -> Labelled:
+        return Labelled(
+            self.written + other.written,
+            self.repeated + other.repeated,
+            self.changed + other.changed,
+        )
 
 
 @dataclass(frozen=True, slots=True)

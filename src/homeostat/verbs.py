@@ -97,7 +97,9 @@ def labels_add(
     """Add labels by prediction id; labels of unknown ids are kept and joined later."""
     from homeostat import transfer
 
-    screen.counts(transfer.add_labels(load_project(folder), file), as_json=as_json)
+    with screen.progress("adding", "labels") as progress:
+        counts = transfer.add_labels(load_project(folder), file, progress)
+    screen.counts(counts, as_json=as_json)
 
 
 @log.command("export")
@@ -121,7 +123,9 @@ def log_import(
     """Bring rows and labels into the journal's history; rows that it knows are left alone."""
     from homeostat import transfer
 
-    screen.counts(transfer.load(load_project(folder), file), as_json=as_json)
+    with screen.progress("importing", "rows") as progress:
+        counts = transfer.load(load_project(folder), file, progress)
+    screen.counts(counts, as_json=as_json)
 
 
 @log.command("erase")

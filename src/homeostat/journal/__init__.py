@@ -145,12 +145,19 @@ class FileJournal:
         """Add labels, durably; where `labelled_at` is null it is the time of arrival."""
         return self._labels.append(labels)
 
-    def load(self, rows: pa.Table) -> tuple[Appended, Labelled]:
+    def load(self, rows: pa.Table, *, exported: bool = False) -> tuple[Appended, Labelled]:
         """Import rows into history; `label` is text or null, `labelled_at` null means the row's
         `recorded_at`. Runs again after a crash with the same end.
+
+        Rows that were `exported` from a journal keep `source=serve` where they have it, and the
+        monitor looks at them; all others have `load`.
         """
         served = shape.conformed(rows)
         source = pa.repeat(pa.scalar("load"), served.num_rows)
+        if exported:
+            was = served.column("source")
+            kept = pc.fill_null(pc.equal(was, "serve"), fill_value=False)
+            source = pc.if_else(kept, was, source)
         place = served.schema.get_field_index("source")
         served = served.set_column(place, served.schema.field(place), source)
         with self._writing():
