@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -116,6 +117,25 @@ def test_refusals_are_summed_by_a_seal_and_counted_as_before(tmp_path, small):
     assert (tmp_path / "rejected.jsonl").stat().st_size < size / 2
     other.reject([Refusal("not_json", None)], NOW)
     assert journal.refused(Window(NOW, NOW + HOUR)) == {"not_json": 1}
+
+
+def test_refusals_that_others_count_meanwhile_are_all_kept(tmp_path, small):
+    refused(tmp_path)
+    whole = Window(START - DAY, NOW + DAY)
+    before = sum(FileJournal(tmp_path).refused(whole).values())
+
+    def rejecting(_):
+        journal = FileJournal(tmp_path)
+        for second in range(50):
+            journal.reject([Refusal("not_json", None)], NOW + timedelta(seconds=second))
+            assert sum(journal.refused(whole).values()) > before
+
+    with ThreadPoolExecutor(3) as threads:
+        done = threads.map(rejecting, range(3))
+        for _ in range(10):
+            FileJournal(tmp_path).seal(NOW)
+        assert list(done) == [None] * 3
+    assert sum(FileJournal(tmp_path).refused(whole).values()) == before + 150
 
 
 def test_a_small_file_of_refusals_is_left_as_it_is(tmp_path):

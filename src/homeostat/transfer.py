@@ -59,11 +59,11 @@ def add_labels(project: Project, file: Path, progress: Progress | None = None) -
     for _ in ready():
         pass
     total, count = Labelled(0, 0, 0), 0
+    told = progress or (lambda _share, _count: None)
     for labels in ready():
         total += project.journal.label(labels)
         count += labels.num_rows
-        if progress is not None:
-            progress(source.share, count)
+        told(source.share, count)
     return {"written": total.written, "repeated": total.repeated, "changed": total.changed}
 
 
@@ -170,12 +170,8 @@ def load(project: Project, file: Path, progress: Progress | None = None) -> dict
     if schema is not None:
         known |= {feature.name: feature.arrow for feature in schema.features}
     types = {name: known.get(name, pa.string()) for name in source.names}
+    told = progress or (lambda _share, _count: None)
     guess = _Guess([name for name in source.names if source.text and name not in known])
-
-    def told(share: float, count: int) -> None:
-        if progress is not None:
-            progress(share, count)
-
     for rows in source.tables(types, ROWS):
         shape.conformed(rows)
         shape.labels(rows)
