@@ -14,6 +14,7 @@ import pytest
 from loop_fixtures import project
 
 from homeostat import cli, files
+from homeostat.doctor import examine
 from homeostat.errors import JournalError
 from homeostat.gate import unjudged
 from homeostat.journal import FileJournal
@@ -131,6 +132,23 @@ def test_rows_are_found_by_a_condition_in_tail_and_history(folder, where, chosen
     assert not list(folder.glob(".where-*"))
 
 
+@pytest.mark.parametrize("sealed", [0, 3, 6])
+def test_features_that_differ_only_in_case_are_each_found_by_their_own_name(tmp_path, sealed):
+    count = [pa.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), pa.array([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])]
+    rows = ROWS.slice(0, 6).append_column("Amount", count[0]).append_column("GAP", count[1])
+    rows = rows.append_column("Source", pa.array(["x", "y"] * 3))
+    journal = opened(tmp_path)
+    journal.append(rows.slice(0, sealed))
+    journal.seal(NOW)
+    journal.append(rows.slice(sealed))
+    ids = rows.column("prediction_id").to_pylist()
+    assert journal.erase(NOW, where="Amount = 1 OR GAP = 2").rows == 2
+    assert journal.read().column("prediction_id").to_pylist() == ids[1:4] + ids[5:]
+    assert journal.erase(NOW, where="amount > -100 AND \"Source\" = 'x'").rows == 1
+    assert journal.read().column("prediction_id").to_pylist() == [ids[1], ids[3], ids[5]]
+    assert journal.erase(NOW, where="Source = 'x' OR source <> 'live'").rows == 0
+
+
 @pytest.mark.parametrize(
     "where",
     ["", "nothing = 1", "amount >", "1=1) UNION SELECT 'x' --", "amount; DROP TABLE history"],
@@ -217,13 +235,73 @@ def test_killed_at_any_step_the_same_call_finishes_it(filled, tmp_path, monkeypa
         with pytest.raises(KilledError):
             opened(folder).erase(NOW, **asked, trainings=trainings)
         last = taken[-1]
-        opened(folder).erase(NOW, **asked, trainings=trainings)
+        begun = opened(folder).unfinished()
+        finish = begun[0].id if begun else None  # it may not have come to the note of its begin
+        opened(folder).erase(NOW, **asked, trainings=trainings, finish=finish)
         journal = opened(folder)
         assert journal.read(schema=SCHEMA).select(ROWS.column_names).equals(kept()), last
         assert holding(folder, "'someone-45'") == [], last
         assert journal.erased() == {"early": NOW}, last
-        assert journal._eraser.unfinished() == [], last
+        assert journal.unfinished() == [], last
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def killed(folder, monkeypatch):
+    """A journal in which an erasure was begun and nothing of it done."""
+
+    def kill(*_, **__):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labels, "portions", kill)
+        with pytest.raises(KilledError):
+            opened(folder).erase(NOW, ids=GONE)
+    return opened(folder)
+
+
+def test_an_erasure_of_others_leaves_an_unfinished_one_unfinished(killed):
+    killed.erase(NOW + DAY, ids=["someone-1"])
+    (left,) = killed.unfinished()
+    assert (left.at, left.rows, left.labels) == (NOW, 4, 6)
+    assert killed.read().num_rows == 59
+    killed.erase(NOW + DAY, ids=GONE, finish=left.id[:8])
+    assert killed.unfinished() == []
+    assert killed.read().num_rows == 55
+
+
+def test_finishing_that_is_killed_itself_is_still_the_one_erasure(killed, folder, monkeypatch):
+    (left,) = killed.unfinished()
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaLog, "clean", lambda *_, **__: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            opened(folder).erase(NOW + DAY, ids=GONE, finish=left.id)
+    assert opened(folder).unfinished() == [left]
+    opened(folder).erase(NOW + DAY, ids=GONE, finish=left.id)
+    assert opened(folder).unfinished() == []
+
+
+@pytest.mark.parametrize("name", ["", "nobody"])
+def test_to_finish_what_was_not_begun_erases_nothing_and_names_what_was(killed, name):
+    (left,) = killed.unfinished()
+    with pytest.raises(JournalError, match=left.id[:8]):
+        killed.erase(NOW, ids=GONE, finish=name)
+    assert killed.read().num_rows == 60
+
+
+ERASURES_1 = """\
+{"id": "aa", "at": "2025-01-01T00:00:00+00:00", "rows": 1, "labels": 0, "releases": {}}
+{"id": "bb", "at": "2025-01-02T00:00:00+00:00", "rows": 2, "labels": 3, "releases": {"r{": 1}
+{"id": "cc", "at": "2025-01-03T00:00:00+00:00", "rows": 4, "labels": 5, "releases": {"r": 4}}
+{"id": "aa", "at": "2025-01-03T00:00:00+00:00", "done": true}
+"""
+
+
+def test_a_record_of_erasures_by_an_earlier_version_with_a_torn_line_is_read(folder):
+    (folder / "erasures.jsonl").write_text(ERASURES_1)
+    journal = opened(folder)
+    assert [left.id for left in journal.unfinished()] == ["cc"]
+    assert journal.erased() == {"r": START + 2 * DAY}
 
 
 # --- the verb ---
@@ -264,7 +342,9 @@ def test_the_verb_counts_asks_and_erases(root, capsys, monkeypatch):
     named = [word for name in GONE for word in ("--id", name)]
     code, out = said(capsys, *named, "--dry-run", *place)
     assert code == 0
-    assert json.loads(out.out) == {"rows": 4, "labels": 6, "releases": 1, "erased": 0}
+    assert json.loads(out.out) == {
+        "rows": 4, "labels": 6, "releases": 1, "erased": 0, "unfinished": 0,
+    }  # fmt: skip
     monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
     assert json.loads(said(capsys, *named, *place)[1].out)["erased"] == 0
     assert project(root).journal.read().num_rows == 60
@@ -289,3 +369,27 @@ def test_the_verb_wants_to_be_told_what(root, capsys):
     code, out = said(capsys, "--project", str(root))
     assert code == 1
     assert "Give --id or --where" in " ".join(out.err.split())
+
+
+def test_an_unfinished_erasure_is_told_until_the_same_one_finishes_it(root, capsys, monkeypatch):
+    named = [word for name in GONE for word in ("--id", name)]
+    place = ("--yes", "--project", str(root))
+
+    def kill(*_, **__):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labels, "portions", kill)
+        with pytest.raises(KilledError):
+            said(capsys, *named, *place)
+    (left,) = project(root).journal.unfinished()
+    command = f"erase the same again, with --finish {left.id[:8]}"
+    (check,) = (check for check in examine(root) if check.name == "erasures")
+    assert (check.result, command in check.message) == ("note", True)
+    code, out = said(capsys, "--id", "someone-1", *place, "--json")
+    assert (code, json.loads(out.out)["unfinished"]) == (0, 1)
+    assert command in " ".join(out.err.split())
+    code, out = said(capsys, *named, *place, "--finish", left.id[:8])
+    assert (code, "note" in out.err) == (0, False)
+    (check,) = (check for check in examine(root) if check.name == "erasures")
+    assert check.result == "well"

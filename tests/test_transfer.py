@@ -7,12 +7,15 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 from loop_fixtures import LOADED, InProcess, copied, days, make, project, serve, stream, turning
 
 from homeostat.errors import HomeostatError, SchemaError
-from homeostat.schema import Schema
+from homeostat.journal import FileJournal
+from homeostat.records import Appended, Labelled
+from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 from homeostat.testing import START
 from homeostat.transfer import add_labels, export, load
 
@@ -130,11 +133,178 @@ def test_an_export_that_is_imported_elsewhere_is_the_same_history(here, tmp_path
     assert done["rows_written"] == rows.num_rows
     assert done["labels_written"] == rows.num_rows - rows.column("label").null_count
     schema = champion_schema(here)
-    back = there.journal.read(schema=schema).drop_columns(["source", "labelled_at"])
-    assert back.equals(here.journal.read(schema=schema).drop_columns(["source", "labelled_at"]))
+    assert there.journal.read(schema=schema).equals(here.journal.read(schema=schema))
     again = load(there, file)
     assert (again["rows_written"], again["labels_written"]) == (0, 0)
     assert again["rows_known"] == rows.num_rows
+
+
+def elsewhere(trained, folder):
+    """The same project with an empty journal."""
+    shutil.rmtree(copied(trained, folder) / "data" / "logs")
+    return project(folder)
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """Files are read in pieces of some thirty rows."""
+    monkeypatch.setattr("homeostat.rowfile.BLOCK", 1 << 13)
+    monkeypatch.setattr("homeostat.transfer.ROWS", 30)
+    monkeypatch.setattr("homeostat.transfer.CHUNK", 30)
+
+
+def test_a_moved_journal_tells_which_rows_were_served_and_what_load_gave(here, tmp_path, trained):
+    export(here, tmp_path / "log.csv")
+    there = elsewhere(trained, tmp_path / "other")
+    load(there, tmp_path / "log.csv")
+    served = [
+        j.read().column("source").to_pylist().count("serve") for j in (here.journal, there.journal)
+    ]
+    assert served[0] == served[1] > 0
+    assert there.journal.newest(source="serve") == here.journal.newest(source="serve")
+
+
+def test_a_source_that_no_journal_has_is_that_of_an_import(here, tmp_path, trained):
+    rows = here.journal.read()
+    place = rows.schema.get_field_index("source")
+    sources = ["serve", None, "elsewhere", *["load"] * (rows.num_rows - 3)]
+    pq.write_table(rows.set_column(place, "source", [sources]), tmp_path / "log.parquet")
+    there = elsewhere(trained, tmp_path / "other")
+    load(there, tmp_path / "log.parquet")
+    found = dict(
+        zip(
+            *there.journal.read().select(["prediction_id", "source"]).to_pydict().values(),
+            strict=True,
+        )
+    )
+    ids = rows.column("prediction_id").to_pylist()
+    assert [found[i] for i in ids] == ["serve", *["load"] * (rows.num_rows - 1)]
+
+
+class KilledError(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_an_import_that_is_killed_between_batches_ends_the_same_when_run_again(
+    here, tmp_path, trained, kind, pieces, monkeypatch
+):
+    export(here, tmp_path / f"log.{kind}")
+    there = elsewhere(trained, tmp_path / "other")
+    original, sizes = FileJournal.load, []
+
+    def dying(self, rows, **options):
+        if len(sizes) == 3:
+            raise KilledError
+        sizes.append(rows.num_rows)
+        return original(self, rows, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileJournal, "load", dying)
+        with pytest.raises(KilledError):
+            load(there, tmp_path / f"log.{kind}")
+    assert 0 < there.journal.read().num_rows == sum(sizes) < here.journal.read().num_rows
+    done = load(project(there.root), tmp_path / f"log.{kind}")
+    assert done["rows_known"] == sum(sizes)
+    schema = champion_schema(here)
+    assert there.journal.read(schema=schema).equals(here.journal.read(schema=schema))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("label", "secret"), ("prediction_id", None), ("occurred_at", None)],
+)
+def test_one_bad_cell_at_the_end_of_a_file_leaves_nothing_imported(
+    here, tmp_path, trained, kind, column, value, pieces
+):
+    rows = here.journal.read()
+    place, kept = rows.schema.get_field_index(column), rows.schema.field(column)
+    cells = [*rows.column(column).to_pylist()[:-1], value]
+    rows = rows.set_column(place, kept, pa.array(cells, kept.type))
+    file = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        pcsv.write_csv(rows, file, pcsv.WriteOptions(quoting_style="all_valid"))
+    else:
+        pq.write_table(rows, file)
+    there = elsewhere(trained, tmp_path / "other")
+    with pytest.raises(HomeostatError) as caught:
+        load(there, file)
+    assert "secret" not in str(caught.value)
+    assert there.journal.read().num_rows == 0
+
+
+def test_one_bad_label_at_the_end_of_a_file_leaves_none_added(here, ids, tmp_path, pieces):
+    before = labelled(here)
+    file = csv(tmp_path / "l.csv", prediction_id=[*ids] * 20, label=[1] * (20 * len(ids) - 1) + [7])
+    with pytest.raises(SchemaError, match="not a class"):
+        add_labels(here, file)
+    assert labelled(here) == before
+
+
+def test_without_a_champion_columns_are_of_the_kind_that_all_their_cells_have(tmp_path, pieces):
+    count = 400
+    text = pa.array([None] * 50 + ["7"] * (count - 51) + ["seven"])
+    rows = pa.table(
+        {
+            "prediction_id": [f"id-{i:03}" for i in range(count)],
+            "occurred_at": pa.array([START] * count, TIMESTAMP),
+            "recorded_at": pa.array([START] * count, TIMESTAMP),
+            **{name: pa.nulls(count, SYSTEM[name]) for name in list(SYSTEM)[3:]},
+            "number": pa.array([None, 1, -2.5, 1e300] * 100),
+            "zero": pa.array([0, 1] * 200),
+            "flag": pa.array([True, None] * 200),
+            "text": text,
+            "nothing": pa.nulls(count, pa.float64()),
+            "label": pa.nulls(count, pa.string()),
+            "labelled_at": pa.nulls(count, TIMESTAMP),
+        }
+    )
+    pcsv.write_csv(rows, tmp_path / "log.csv", pcsv.WriteOptions(quoting_style="all_valid"))
+    there = project(make(tmp_path / "p", days(stream(), 0, 1)))
+    assert load(there, tmp_path / "log.csv")["rows_written"] == count
+    back = there.journal.read()
+    kinds = {name: str(back.schema.field(name).type) for name in back.column_names[8:-2]}
+    assert kinds == {"number": "double", "zero": "double", "flag": "bool", "text": "string"}
+    assert back.column("text").to_pylist() == text.to_pylist()
+    assert back.column("number").to_pylist() == rows.column("number").to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_of_a_long_file_only_a_batch_is_held_and_the_share_that_is_done_is_told(
+    here, tmp_path, kind, monkeypatch
+):
+    """Of 300,000 rows no more are held at a time than of 30,000."""
+    monkeypatch.setattr("homeostat.transfer.ROWS", 5_000)
+    rows = here.journal.read().slice(0, 100)
+    taken = []
+
+    class Journal:
+        def load(self, rows, **_):
+            taken.append((rows.num_rows, pa.total_allocated_bytes()))
+            return Appended(rows.num_rows, 0), Labelled(0, 0, 0)
+
+    def peak(count):
+        part, file = pa.concat_tables([rows] * 10), tmp_path / f"{count}.{kind}"
+        options = pcsv.WriteOptions(quoting_style="all_valid")
+        made = pcsv.CSVWriter(file, part.schema, write_options=options)
+        if kind == "parquet":
+            made.close()
+            made = pq.ParquetWriter(file, part.schema)
+        with made as writer:
+            for _ in range(count // 1_000):
+                writer.write_table(part.combine_chunks())
+        taken.clear()
+        shares, before = [], pa.total_allocated_bytes()
+        done = load(there, file, lambda share, _: shares.append(share))
+        assert done["rows_written"] == sum(size for size, _ in taken) == count
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+        return max(held for _, held in taken) - before
+
+    there = project(here.root)
+    there.__dict__["journal"] = Journal()
+    assert peak(300_000) < 1.5 * peak(30_000)
 
 
 def test_an_import_with_labels_of_no_class_is_refused_whole(here, tmp_path):

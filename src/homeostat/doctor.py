@@ -49,6 +49,7 @@ def _rest(project: Project) -> Iterator[Check]:
     yield _guarded("champion", lambda: _champion(project))
     yield _guarded("audit chain", lambda: f"{project.audit.verify()} lines")
     yield _guarded("signing key", lambda: _key(project))
+    yield from _erasures(project)
     free = shutil.disk_usage(project.root).free
     enough = "well" if free > ROOM else "note"
     yield Check("disk", enough, f"{free / 2**30:.1f} GiB free")  # type: ignore[arg-type]
@@ -57,6 +58,18 @@ def _rest(project: Project) -> Iterator[Check]:
             yield Check(part, "well", "installed")
         else:
             yield Check(part, "note", f"not installed: pip install 'homeostat[{part.lower()}]'")
+
+
+def _erasures(project: Project) -> Iterator[Check]:
+    try:
+        left = project.journal.unfinished()
+    except HomeostatError as error:
+        yield Check("erasures", "wrong", str(error))
+        return
+    for one in left:
+        yield Check("erasures", "note", str(one))
+    if not left:
+        yield Check("erasures", "well", "none is left unfinished")
 
 
 def _guarded(name: str, look: Callable[[], str]) -> Check:

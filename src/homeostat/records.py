@@ -156,6 +156,9 @@ class Appended:
     written: int
     repeated: int
 
+    def __add__(self, other: Appended) -> Appended:
+        return Appended(self.written + other.written, self.repeated + other.repeated)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -188,6 +191,13 @@ class Labelled:
     repeated: int  # the same label again: no new version
     changed: int  # of `written`: those that differ from an earlier version
 
+    def __add__(self, other: Labelled) -> Labelled:
+        return Labelled(
+            self.written + other.written,
+            self.repeated + other.repeated,
+            self.changed + other.changed,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
@@ -218,6 +228,23 @@ class Erased:
     rows: int
     labels: int  # all versions
     releases: Mapping[str, int] = field(default_factory=dict)  # id → its training rows among them
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """An erasure that was begun, and of which nobody has said since that it came to its end."""
+
+    id: str  # its own; of what is erased nothing is kept
+    at: datetime  # when it was begun first, UTC
+    rows: int  # that there were to erase then
+    labels: int
+
+    def __str__(self) -> str:
+        return (
+            f"an erasure of {self.rows:,} rows and {self.labels:,} labels, begun at "
+            f"{self.at:%Y-%m-%d %H:%M} UTC, was not finished: erase the same again, with "
+            f"--finish {self.id[:8]}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,16 @@
-"""Rows of a CSV or Parquet file, batch by batch, as a client would send them.
+"""A CSV or Parquet file, batch by batch, so that memory does not grow with it.
 
-It takes the file and the schema of the model that is to answer. It gives objects of the features
-with id and time where the file has them; a cell that is not of its feature's kind is left as it
-stands, so that the same check as everywhere refuses it.
+It takes the file, and for scoring the schema of the model that is to answer. It gives Arrow batches
+and tables; or, as a client would send them, objects of the features with id and time where the file
+has them, in which a cell that is not of its feature's kind is left as it stands, so that the same
+check as everywhere refuses it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,86 @@ from homeostat.schema import Feature, Schema
 
 ROWS = 2_000  # of a batch
 BLOCK = 1 << 20  # bytes of CSV that are read at once
+PIECE = 1 << 14  # rows of Parquet that become part of a table
+LARGE = 128 << 20  # bytes; a table that has them gets no further rows
 GIVEN = ("prediction_id", "occurred_at")
+
+
+class TableFile:
+    """A file of columns. Raises HomeostatError, here and later, for one that cannot be read."""
+
+    def __init__(self, file: Path) -> None:
+        if not file.is_file():
+            raise HomeostatError(f"{file} does not exist.", hint="Give a CSV or Parquet file.")
+        if file.suffix not in (".csv", ".parquet"):
+            raise HomeostatError(f"{file.name} is neither .csv nor .parquet.")
+        self._file = file
+        self._bytes = file.stat().st_size
+        self._read = 0.0
+        with self.told():
+            self.names = self._names()
+
+    @property
+    def name(self) -> str:
+        return self._file.name
+
+    @property
+    def text(self) -> bool:
+        """Whether its cells are text, of which the kind is not told."""
+        return self._file.suffix == ".csv"
+
+    @property
+    def share(self) -> float:
+        """How much of the file was read, from 0 to 1."""
+        return self._read
+
+    def batches(
+        self, types: Mapping[str, pa.DataType], rows: int = ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """The columns that `types` names, in order. Of CSV the cells are read as these types, in
+        blocks of BLOCK bytes; of Parquet as they are, at most `rows` at a time.
+        """
+        with self.told(), self._file.open("rb") as handle:
+            if self.text:
+                with _csv(handle, types) as reader:
+                    for batch in reader:
+                        self._read = handle.tell() / self._bytes
+                        yield batch
+                return
+            # With pre_buffer the file would be held in memory as a whole.
+            with pq.ParquetFile(handle, pre_buffer=False) as parquet:
+                done, wanted = 0, list(types)
+                for batch in parquet.iter_batches(rows, columns=wanted, use_threads=False):
+                    done += batch.num_rows
+                    self._read = done / parquet.metadata.num_rows
+                    yield batch
+
+    def tables(self, types: Mapping[str, pa.DataType], rows: int) -> Iterator[pa.Table]:
+        """The same in tables of `rows` rows or a little more, or of LARGE bytes."""
+        held: list[pa.RecordBatch] = []
+        count = size = 0
+        for batch in self.batches(types, rows=min(rows, PIECE)):
+            held.append(batch)
+            count, size = count + batch.num_rows, size + batch.nbytes
+            if count >= rows or size >= LARGE:
+                yield pa.Table.from_batches(held)
+                held, count, size = [], 0, 0
+        if held:
+            yield pa.Table.from_batches(held)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """What Arrow says of a cell is an error of the file, told without the cell."""
+        try:
+            yield
+        except pa.ArrowInvalid as error:
+            raise _unreadable(self._file, error) from error
+
+    def _names(self) -> list[str]:
+        if not self.text:
+            return list(pq.read_schema(self._file).names)
+        with self._file.open("rb") as handle, _csv(handle, {}) as reader:
+            return list(reader.schema.names)
 
 
 class RowFile:
@@ -37,19 +118,10 @@ class RowFile:
     def __init__(
         self, file: Path, schema: Schema, columns: Mapping[str, str], timezone: str | None
     ) -> None:
-        if not file.is_file():
-            raise HomeostatError(f"{file} does not exist.", hint="Give a CSV or Parquet file.")
-        if file.suffix not in (".csv", ".parquet"):
-            raise HomeostatError(f"{file.name} is neither .csv nor .parquet.")
-        self._file = file
+        self._source = TableFile(file)
         self._schema = schema
         self._timezone = timezone
-        self._bytes = file.stat().st_size
-        self._read = 0.0
-        try:
-            names = _names(file)
-        except pa.ArrowInvalid as error:
-            raise _unreadable(file, error) from error
+        names = self._source.names
         self._given = {
             name: columns.get(name, name) for name in GIVEN if name in columns or name in names
         }
@@ -60,38 +132,21 @@ class RowFile:
                 f"{file.name} lacks {', '.join(map(repr, missing[:20]))}.",
                 hint="It must have every feature of the champion; see GET /model.",
             )
-        self._wanted = list(dict.fromkeys(wanted))
+        # What a cell holds is for its feature to say, not for a guess.
+        self._wanted = dict.fromkeys(wanted, pa.string())
         self.ignored: Sequence[str] = [name for name in names if name not in self._wanted]
 
     @property
     def share(self) -> float:
         """How much of the file was read, from 0 to 1."""
-        return self._read
+        return self._source.share
 
     def rows(self) -> Iterator[list[dict[str, Json]]]:
         """The rows in order, at most ROWS at a time."""
-        try:
-            for batch in self._batches():
+        with self._source.told():
+            for batch in self._source.batches(self._wanted):
                 for start in range(0, batch.num_rows, ROWS):
                     yield self._objects(batch.slice(start, ROWS))
-        except pa.ArrowInvalid as error:
-            raise _unreadable(self._file, error) from error
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        with self._file.open("rb") as handle:
-            if self._file.suffix == ".csv":
-                with _csv(handle, self._wanted) as reader:
-                    for batch in reader:
-                        self._read = handle.tell() / self._bytes
-                        yield batch
-                return
-            # With pre_buffer the file would be held in memory as a whole.
-            with pq.ParquetFile(handle, pre_buffer=False) as parquet:
-                done = 0
-                for batch in parquet.iter_batches(ROWS, columns=self._wanted, use_threads=False):
-                    done += batch.num_rows
-                    self._read = done / parquet.metadata.num_rows
-                    yield batch
 
     def _objects(self, batch: pa.RecordBatch) -> list[dict[str, Json]]:
         columns = {f.name: _values(batch.column(f.name), f) for f in self._schema.features}
@@ -103,23 +158,15 @@ class RowFile:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _names(file: Path) -> list[str]:
-    if file.suffix == ".parquet":
-        return list(pq.read_schema(file).names)
-    with file.open("rb") as handle, _csv(handle, None) as reader:
-        return list(reader.schema.names)
-
-
-def _csv(handle: Any, wanted: Sequence[str] | None) -> pcsv.CSVStreamingReader:
-    """All cells as text: what a cell holds is for its feature to say, not for a guess."""
-    text = {name: pa.string() for name in wanted or ()}
+def _csv(handle: Any, types: Mapping[str, pa.DataType]) -> pcsv.CSVStreamingReader:
+    """The columns that `types` names, of these types; without any, all of them."""
     return pcsv.open_csv(
         handle,
         read_options=pcsv.ReadOptions(block_size=BLOCK, use_threads=False),
         parse_options=pcsv.ParseOptions(newlines_in_values=True),
         convert_options=pcsv.ConvertOptions(
-            column_types=text,
-            include_columns=list(wanted or ()),
+            column_types=dict(types),
+            include_columns=list(types),
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
             null_values=[""],

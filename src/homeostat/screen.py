@@ -49,6 +49,11 @@ def problem(error: HomeostatError) -> None:
     err.print(f"[bold red]error[/] {escape(str(error))}")
 
 
+def note(text: str) -> None:
+    """Something to be seen to, which is no error of this call."""
+    err.print(f"[yellow]note[/] {escape(text)}")
+
+
 def working(what: str) -> AbstractContextManager[Any]:
     """A spinner while something runs; silent where nobody watches."""
     return err.status(f"{what} …")

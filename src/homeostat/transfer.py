@@ -1,12 +1,12 @@
 """Files in and out of the journal: labels added, rows exported and imported.
 
-Takes a project and a CSV or Parquet file; gives counts of what happened to the rows. An export
-read back by import is the same history.
+Takes a project and a CSV or Parquet file, which is read in batches; gives counts of what happened
+to the rows. An export read back by import is the same history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -18,80 +18,79 @@ import pyarrow.parquet as pq
 
 from homeostat.build import Project
 from homeostat.errors import HomeostatError, SchemaError
-from homeostat.records import Erased, Labelled
+from homeostat.journal import shape
+from homeostat.records import Appended, Erased, Labelled
+from homeostat.rowfile import TableFile
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 
 CHUNK = 10_000  # labels handed to the journal at once
+ROWS = 200_000  # rows handed to it at once, which are a commit of history
+CHECK = 0.1  # of an import is what looking through the file before takes, about
+
+Progress = Callable[[float, int], None]
+"""Told after each batch: the share of the work that is done, and how many rows or labels."""
 
 
-def read(file: Path, types: dict[str, pa.DataType]) -> pa.Table:
-    """A CSV or Parquet file, by its ending; `types` of columns that must not be guessed."""
-    if not file.is_file():
-        raise HomeostatError(f"{file} does not exist.", hint="Give a CSV or Parquet file.")
-    if file.suffix not in (".csv", ".parquet"):
-        raise HomeostatError(f"{file.name} is neither .csv nor .parquet.")
-    try:
-        if file.suffix == ".parquet":
-            return pq.read_table(file)
-        return pcsv.read_csv(
-            file,
-            parse_options=pcsv.ParseOptions(newlines_in_values=True),
-            convert_options=pcsv.ConvertOptions(
-                column_types=types,
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-                null_values=[""],
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        why = str(error).partition("invalid value")[0].strip(" :")  # the value stays out
-        raise HomeostatError(f"{file.name} cannot be read: {why}.") from error
+def add_labels(project: Project, file: Path, progress: Progress | None = None) -> dict[str, int]:
+    """Labels by `prediction_id`; checked against the champion's target where there is one.
 
-
-def add_labels(project: Project, file: Path) -> dict[str, int]:
-    """Labels by `prediction_id`; checked against the champion's target where there is one."""
-    text = {"prediction_id": pa.string(), "label": pa.string(), "labelled_at": TIMESTAMP}
-    table = read(file, text)
+    Memory is bounded. All are checked before the first is added; raises HomeostatError.
+    """
+    source, schema = TableFile(file), _schema(project)
     for name in ("prediction_id", "label"):
-        if name not in table.column_names:
+        if name not in source.names:
             raise SchemaError(
                 f"{file.name} has no column {name!r}.",
                 hint="It needs prediction_id and label, and may have labelled_at.",
             )
+    types = {name: kind for name, kind in _LABELS.items() if name in source.names}
     now = pa.scalar(datetime.now(UTC), TIMESTAMP)
-    given = "labelled_at" in table.column_names
-    try:
-        at = (
-            table.column("labelled_at").cast(TIMESTAMP)
-            if given
-            else pa.nulls(len(table), TIMESTAMP)
-        )
-    except pa.ArrowException as error:
-        raise SchemaError(f"{file.name} cannot be read: labelled_at holds no times.") from error
-    ready = pa.table(
-        {
-            "prediction_id": table.column("prediction_id").cast(pa.string()),
-            "label": _texts(project, table.column("label")),
-            "labelled_at": pc.fill_null(at, now),
-        }
-    )
-    total = Labelled(0, 0, 0)
-    for start in range(0, len(ready), CHUNK):
-        done = project.journal.label(ready.slice(start, CHUNK))
-        total = Labelled(
-            total.written + done.written,
-            total.repeated + done.repeated,
-            total.changed + done.changed,
-        )
+
+    def ready() -> Iterator[pa.Table]:
+        for table in source.tables(types, CHUNK):
+            yield pa.table(
+                {
+                    "prediction_id": table.column("prediction_id").cast(pa.string()),
+                    "label": _texts(schema, table.column("label")),
+                    "labelled_at": pc.fill_null(_times(source, table), now),
+                }
+            )
+
+    for _ in ready():
+        pass
+    total, count = Labelled(0, 0, 0), 0
+    told = progress or (lambda _share, _count: None)
+    for labels in ready():
+        total += project.journal.label(labels)
+        count += labels.num_rows
+        told(source.share, count)
     return {"written": total.written, "repeated": total.repeated, "changed": total.changed}
 
 
-def _texts(project: Project, column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Labels as the journal has them; SchemaError for one that the champion's target has not."""
+_LABELS = {"prediction_id": pa.string(), "label": pa.string(), "labelled_at": TIMESTAMP}
+
+
+def _times(source: TableFile, labels: pa.Table) -> pa.Array | pa.ChunkedArray:
+    if "labelled_at" not in source.names:
+        return pa.nulls(labels.num_rows, TIMESTAMP)
+    try:
+        return labels.column("labelled_at").cast(TIMESTAMP)
+    except pa.ArrowException as error:
+        raise SchemaError(f"{source.name} cannot be read: labelled_at holds no times.") from error
+
+
+def _schema(project: Project) -> Schema | None:
     champion = project.releases.champion()
     if champion is None:
+        return None
+    return Schema.from_json(project.releases.object(champion, "schema"))
+
+
+def _texts(schema: Schema | None, column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Labels as the journal has them; SchemaError for one that the champion's target has not."""
+    if schema is None:
         return column.cast(pa.string())
-    target = Schema.from_json(project.releases.object(champion, "schema")).target
+    target = schema.target
     try:
         values = (column.cast(pa.float64()) if target.task == "regression" else column).to_pylist()
     except pa.ArrowException as error:
@@ -121,9 +120,16 @@ def export(project: Project, file: Path) -> dict[str, int]:
 
 
 def erase(
-    project: Project, ids: Sequence[str], where: str | None, sure: Callable[[str], bool]
+    project: Project,
+    ids: Sequence[str],
+    where: str | None,
+    sure: Callable[[str], bool],
+    finish: str | None = None,
 ) -> dict[str, int]:
-    """Remove rows by id or condition, for good, if `sure` agrees to their counts."""
+    """Remove rows by id or condition, for good, if `sure` agrees to their counts.
+
+    `finish` is the id of an unfinished erasure, of which this is the same again.
+    """
     if not ids and where is None:
         raise HomeostatError("nothing to erase was named.", hint="Give --id or --where.")
     counts: dict[str, int] = {}
@@ -140,30 +146,78 @@ def erase(
     with project.locked():
         now = datetime.now(UTC)
         trainings = project.releases.trainings()
-        project.journal.erase(now, ids=ids, where=where, trainings=trainings, sure=agreed)
+        project.journal.erase(
+            now, ids=ids, where=where, trainings=trainings, sure=agreed, finish=finish
+        )
+        counts["unfinished"] = len(project.journal.unfinished())
     return counts
 
 
-def load(project: Project, file: Path) -> dict[str, int]:
-    """Rows and labels of an export into history; known rows are left alone."""
-    champion = project.releases.champion()
-    types = {**SYSTEM, "label": pa.string(), "labelled_at": TIMESTAMP}
-    if champion is not None:
-        schema = Schema.from_json(project.releases.object(champion, "schema"))
-        types |= {feature.name: feature.arrow for feature in schema.features}
-    table = read(file, types)
-    missing = [name for name in (*SYSTEM, "label", "labelled_at") if name not in table.column_names]
+def load(project: Project, file: Path, progress: Progress | None = None) -> dict[str, int]:
+    """Rows and labels of an export into history; known rows are left alone.
+
+    Memory is bounded: each batch is a commit of its own, and killed between two of them the same
+    call goes on. All rows are checked before the first is written; raises HomeostatError.
+    """
+    source, schema = TableFile(file), _schema(project)
+    known = {**SYSTEM, "label": pa.string(), "labelled_at": TIMESTAMP}
+    missing = [name for name in known if name not in source.names]
     if missing:
         raise SchemaError(
             f"{file.name} lacks the columns {', '.join(missing)}.",
             hint="It must be a file that `homeostat log export` wrote.",
         )
-    _texts(project, table.column("label").drop_null().unique())  # a training reads all of them
+    if schema is not None:
+        known |= {feature.name: feature.arrow for feature in schema.features}
+    types = {name: known.get(name, pa.string()) for name in source.names}
+    told = progress or (lambda _share, _count: None)
+    guess = _Guess([name for name in source.names if source.text and name not in known])
+    for rows in source.tables(types, ROWS):
+        shape.conformed(rows)
+        shape.labels(rows)
+        _texts(schema, rows.column("label").drop_null().unique())  # a training reads all of them
+        guess.see(rows)
+        told(CHECK * source.share, 0)
+    total, marked, count = Appended(0, 0), Labelled(0, 0, 0), 0
     with project.locked():
-        rows, marked = project.journal.load(table)
+        for rows in source.tables(types, ROWS):
+            added, labelled = project.journal.load(guess.applied(rows), exported=True)
+            total, marked, count = total + added, marked + labelled, count + rows.num_rows
+            told(CHECK + (1 - CHECK) * source.share, count)
     return {
-        "rows_written": rows.written,
-        "rows_known": rows.repeated,
+        "rows_written": total.written,
+        "rows_known": total.repeated,
         "labels_written": marked.written,
         "labels_known": marked.repeated,
     }
+
+
+class _Guess:
+    """What columns of text hold, when nobody tells: numbers or booleans, if all cells are."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._may = {name: [pa.float64(), pa.bool_()] for name in names}
+        self._empty = set(names)
+
+    def see(self, rows: pa.Table) -> None:
+        for name, kinds in self._may.items():
+            column = rows.column(name)
+            self._may[name] = [kind for kind in kinds if _fits(column, kind)]
+            if column.null_count < len(column):
+                self._empty.discard(name)
+
+    def applied(self, rows: pa.Table) -> pa.Table:
+        """The rows, whose cells were all seen, in these kinds, without columns of nulls alone."""
+        for name, kinds in self._may.items():
+            if kinds and name not in self._empty:
+                place = rows.schema.get_field_index(name)
+                rows = rows.set_column(place, name, rows.column(name).cast(kinds[0]))
+        return rows.drop_columns(sorted(self._empty))
+
+
+def _fits(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    try:
+        column.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True

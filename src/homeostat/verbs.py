@@ -97,7 +97,9 @@ def labels_add(
     """Add labels by prediction id; labels of unknown ids are kept and joined later."""
     from homeostat import transfer
 
-    screen.counts(transfer.add_labels(load_project(folder), file), as_json=as_json)
+    with screen.progress("adding", "labels") as progress:
+        counts = transfer.add_labels(load_project(folder), file, progress)
+    screen.counts(counts, as_json=as_json)
 
 
 @log.command("export")
@@ -121,7 +123,9 @@ def log_import(
     """Bring rows and labels into the journal's history; rows that it knows are left alone."""
     from homeostat import transfer
 
-    screen.counts(transfer.load(load_project(folder), file), as_json=as_json)
+    with screen.progress("importing", "rows") as progress:
+        counts = transfer.load(load_project(folder), file, progress)
+    screen.counts(counts, as_json=as_json)
 
 
 @log.command("erase")
@@ -134,6 +138,10 @@ def log_erase(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    finish: Annotated[
+        str | None,
+        typer.Option(help="Id of an unfinished erasure that this, the same again, finishes."),
+    ] = None,
     folder: Folder = HERE,
     as_json: AsJson = False,
 ) -> None:
@@ -146,7 +154,10 @@ def log_erase(
         return not dry_run and (yes or typer.confirm(f"Erase {counts}?", err=True))
 
     project = load_project(folder)
-    screen.counts(transfer.erase(project, identity or [], where, sure), as_json=as_json)
+    counts = transfer.erase(project, identity or [], where, sure, finish)
+    screen.counts(counts, as_json=as_json)
+    for left in project.journal.unfinished():
+        screen.note(str(left))
 
 
 def replay(

@@ -36,6 +36,7 @@ from homeostat.records import (
     Refusal,
     Sealed,
     TrainingRows,
+    Unfinished,
     Window,
     utc,
 )
@@ -143,12 +144,19 @@ class FileJournal:
         """Add labels, durably; where `labelled_at` is null it is the time of arrival."""
         return self._labels.append(labels)
 
-    def load(self, rows: pa.Table) -> tuple[Appended, Labelled]:
+    def load(self, rows: pa.Table, *, exported: bool = False) -> tuple[Appended, Labelled]:
         """Import rows into history; `label` is text or null, `labelled_at` null means the row's
         `recorded_at`. Runs again after a crash with the same end.
+
+        Rows that were `exported` from a journal keep `source=serve` where they have it, and the
+        monitor looks at them; all others have `load`.
         """
         served = shape.conformed(rows)
         source = pa.repeat(pa.scalar("load"), served.num_rows)
+        if exported:
+            was = served.column("source")
+            kept = pc.fill_null(pc.equal(was, "serve"), fill_value=False)
+            source = pc.if_else(kept, was, source)
         place = served.schema.get_field_index("source")
         served = served.set_column(place, served.schema.field(place), source)
         with self._writing():
@@ -179,6 +187,8 @@ class FileJournal:
             for table in (self._history, self._filed):
                 if table.compact() or expired:
                     table.clean()
+            self._sealer.fold()
+            self._rejected.fold(lambda facts: jsonl.summed(facts, now))
         return replace(done, expired=expired)
 
     def erase(
@@ -189,20 +199,27 @@ class FileJournal:
         where: str | None = None,
         trainings: Mapping[str, TrainingRows] | None = None,
         sure: Callable[[Erased], bool] | None = None,
+        finish: str | None = None,
     ) -> Erased:
         """Remove the rows of these ids, and those for which the SQL condition `where` is true,
         with their labels, and every file that held them; nothing if `sure` says no to the counts.
 
         `trainings` are the rows of each release, so that it is known of which some are gone.
-        Killed at any point, the same call finishes it. Raises JournalError.
+        Killed at any point, the same call finishes it; that it is the same only the caller can
+        know, and says so by `finish`, the id in `unfinished` or its beginning. Raises JournalError.
         """
         with self._writing():
+            begun = None if finish is None else self._eraser.named(finish)
             view = self._view()
             found = self._eraser.find(view, ids, where)
             erased = self._eraser.weigh(view, found, trainings or {})
             if sure is None or sure(erased):
-                self._eraser.erase(found, erased, now)
+                self._eraser.erase(found, erased, now, begun)
         return erased
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        """Erasures that were begun and not ended: what they were to erase may be there in part."""
+        return self._eraser.unfinished()
 
     def erased(self) -> Mapping[str, datetime]:
         """Releases of whose training rows some were erased, and when that was first."""

@@ -20,6 +20,7 @@ from homeostat.errors import JournalError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNKNOWN = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
+_PIECE = 1 << 16  # bytes
 
 Ack = Literal["fsync", "write"]
 
@@ -219,16 +220,19 @@ class Disk:
         self.flush(file, path)
 
     def add_line(self, path: Path, line: bytes) -> None:
-        """Append one or more whole lines to a file without quoting; the caller holds the lock."""
+        """Append one or more whole lines to a file without quoting; the caller holds the lock.
+
+        What a writer that died left of a line is cut off.
+        """
         self.trusted()
         opened = Opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
-            end = os.fstat(opened.file).st_size
-            # A writer that died left a line without its end; what follows must not be glued to it.
-            torn = end > 0 and os.pread(opened.file, 1, end - 1) != b"\n"
+            size, end = os.fstat(opened.file).st_size, lines_end(opened.file)
         except OSError as error:
             raise failed("append to", path, error) from error
-        self.write(opened.file, b"\n" * torn + line, end, path)
+        if end < size:
+            self.cut(opened.file, end, path)
+        self.write(opened.file, line, end, path)
         self.flush(opened.file, path)
         if end == 0:
             self.sync_folder(path.parent)
@@ -254,6 +258,18 @@ class Disk:
     def sync_folder(self, folder: Path) -> None:
         opened = Opened(folder, os.O_RDONLY)
         self.flush(opened.file, folder)
+
+
+def lines_end(file: int) -> int:
+    """Where the last whole line of the open `file` ends. Raises OSError."""
+    end = os.fstat(file).st_size
+    while end:
+        start = max(0, end - _PIECE)
+        place = os.pread(file, end - start, start).rfind(b"\n")
+        if place >= 0:
+            return start + place + 1
+        end = start
+    return 0
 
 
 def put(file: int, data: bytes | memoryview) -> None:

@@ -26,7 +26,7 @@ from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
 from homeostat.journal.scan import View
 from homeostat.journal.snapshot import Delta, home, unreadable
-from homeostat.records import Erased, TrainingRows, Window, utc
+from homeostat.records import Erased, TrainingRows, Unfinished, Window, utc
 from homeostat.schema import TIMESTAMP
 
 _SQL = {"string": "VARCHAR", "double": "DOUBLE", "bool": "BOOLEAN"}
@@ -72,13 +72,13 @@ class Eraser:
                 releases[release] = trained.num_rows
         return Erased(rows.num_rows, labels.num_rows, releases)
 
-    def erase(self, ids: pa.Array, erased: Erased, now: datetime) -> None:
+    def erase(self, ids: pa.Array, erased: Erased, now: datetime, name: str | None = None) -> None:
         """Erase these ids. `erased` is noted before anything is done, so that it is known even if
-        this process is killed; to be run again then.
+        this process is killed; to be run again then, under the `name` of what was not finished.
 
         Labels go first: while its row is there, a condition still finds what is left of it.
         """
-        name, at = str(uuid.uuid4()), utc(now).isoformat()
+        name, at = name or str(uuid.uuid4()), utc(now).isoformat()
         self.log.add(
             [
                 {
@@ -99,18 +99,31 @@ class Eraser:
         for left in (*self.folder.glob("*.cut"), *self.folder.glob(".*.tmp")):
             left.unlink(missing_ok=True)
         self._forget_copies()
-        unfinished = [*self.unfinished(), name]
-        self.log.add([{"id": one, "at": at, "done": True} for one in dict.fromkeys(unfinished)])
+        self.log.add([{"id": name, "at": at, "done": True}])
 
-    def unfinished(self) -> list[str]:
-        """Erasures that were begun and not ended, by their ids."""
-        begun: dict[str, None] = {}
+    def unfinished(self) -> list[Unfinished]:
+        """Erasures that were begun and not ended, in the order in which they were begun."""
+        begun: dict[str, Unfinished] = {}
         for line in self.log:
+            name = line["id"]
             if line.get("done"):
-                begun.pop(line["id"], None)
-            else:
-                begun[line["id"]] = None
-        return list(begun)
+                begun.pop(name, None)
+            elif name not in begun:
+                at = datetime.fromisoformat(line["at"])
+                begun[name] = Unfinished(name, at, line["rows"], line["labels"])
+        return list(begun.values())
+
+    def named(self, start: str) -> str:
+        """The id of the one unfinished erasure whose id begins so. Raises JournalError."""
+        known = [one.id for one in self.unfinished()]
+        found = [name for name in known if start and name.startswith(start)]
+        if len(found) != 1:
+            names = ", ".join(name[:8] for name in known) or "none"
+            raise JournalError(
+                f"{start!r} names {len(found)} of the unfinished erasures.",
+                hint=f"Unfinished: {names}.",
+            )
+        return found[0]
 
     def releases(self) -> dict[str, datetime]:
         """Releases of whose training rows some were erased, and when that was first."""
@@ -138,14 +151,17 @@ class Eraser:
 
         self._forget_copies()
         columns = view.columns()
+        # Delta takes no names that differ only in case.
+        places = [f"column_{number}" for number in range(len(columns))]
         for table in chain.from_iterable(shelf.pieces() for shelf in view.tail):
             if table.num_rows:
                 with tempfile.TemporaryDirectory(prefix=".where-", dir=self.folder) as folder:
+                    rows = shape.aligned(table, columns).rename_columns(places)
                     try:
-                        write_deltalake(folder, shape.aligned(table, columns))
+                        write_deltalake(folder, rows)
                     except Exception as error:  # deltalake raises bare Exceptions
                         raise unreadable("search", self.folder, error) from error
-                    yield _matching(DeltaTable(folder), columns, columns, where)
+                    yield _matching(DeltaTable(folder), places, columns, where)
 
 
 def _of_history(view: View, where: str) -> pa.Array:
@@ -154,17 +170,23 @@ def _of_history(view: View, where: str) -> pa.Array:
     if view.rows.version < 0:
         return pa.array([], pa.string())
     delta = DeltaTable(view.rows.path, version=view.rows.version)
-    return _matching(delta, pa.schema(delta.schema().to_arrow()), view.columns(), where)
+    present, columns = pa.schema(delta.schema().to_arrow()), view.columns()
+    places = [home(field, present) for field in columns]
+    known = [place if place in present.names else None for place in places]
+    return _matching(delta, known, columns, where)
 
 
-def _matching(delta: Delta, present: pa.Schema, columns: pa.Schema, where: str) -> pa.Array:
-    """Ids of the rows of a table for which the condition is true; the rows have `columns`."""
+def _matching(
+    delta: Delta, places: Sequence[str | None], columns: pa.Schema, where: str
+) -> pa.Array:
+    """Ids of the rows of a table for which the condition is true. It is asked of `columns`, each
+    of which lies in the table under the name in `places`, or not at all.
+    """
     from deltalake import QueryBuilder
 
     shown = []
-    for field in columns:
-        name = home(field, present)
-        cell = _quoted(name) if name in present.names else f"CAST(NULL AS {_kind(field)})"
+    for field, place in zip(columns, places, strict=True):
+        cell = f"CAST(NULL AS {_kind(field)})" if place is None else _quoted(place)
         shown.append(f"{cell} AS {_quoted(field.name)}")
     query = f"SELECT {', '.join(shown)} FROM history"  # noqa: S608 - of quoted names
     query = f"SELECT prediction_id FROM ({query}) WHERE ({where}\n)"  # noqa: S608 - reads only

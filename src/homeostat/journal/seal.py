@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from homeostat.errors import JournalError
 from homeostat.journal import join, shape
 from homeostat.journal.disk import failed
 from homeostat.journal.history import DeltaLog
-from homeostat.journal.jsonl import JsonLines
+from homeostat.journal.jsonl import Fact, JsonLines
 from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
 from homeostat.journal.scan import FILED, View, numbered
@@ -45,7 +45,7 @@ class Sealer:
     labels: Labels
     rows: DeltaLog
     filed: DeltaLog
-    log: JsonLines  # a line for each portion sealed
+    log: JsonLines  # a line for each portion sealed, or for many together
     view: Callable[[], View]
 
     def seal(self, before: datetime, orphaned: datetime, now: datetime) -> Sealed:
@@ -75,9 +75,11 @@ class Sealer:
 
     def total(self) -> Sealed:
         """What all seals of this folder came to."""
-        return sum(
-            (Sealed(**{name: line.get(name, 0) for name in _COUNTS}) for line in self.log), Sealed()
-        )
+        return sum(map(_counted, self.log), Sealed())
+
+    def fold(self) -> None:
+        """Make one line of the log's, once they are many; nothing may be left to recover."""
+        self.log.fold(lambda lines: [_together(lines)])
 
     # --- inside ---
 
@@ -178,6 +180,20 @@ class Sealer:
 
 
 _COUNTS = [field.name for field in fields(Sealed)]
+
+
+def _counted(line: Fact) -> Sealed:
+    return Sealed(**{name: line.get(name, 0) for name in _COUNTS})
+
+
+def _together(lines: Iterable[Fact]) -> Fact:
+    """The sum of all lines, with the id of the last: after a power cut its intent may be there
+    again, and must be found done.
+    """
+    total, last = Sealed(), None
+    for line in lines:
+        total, last = total + _counted(line), line.get("id")
+    return {"id": last, **asdict(total)}
 
 
 def _unseen(portions: list[Portion], seen: set[str]) -> list[Portion]:
