@@ -175,6 +175,96 @@ class TestPredict:
         predictor.check()
 
 
+class Fussy:
+    """A model that fails on large amounts, and counts how often it is asked."""
+
+    classes_ = (0, 1)
+    calls = 0
+
+    def __init__(self, error=ValueError):
+        self.error = error
+
+    def predict_proba(self, frame):
+        Fussy.calls += 1
+        if (frame["amount"] > 1e6).any():
+            raise self.error("too large")
+        shares = (frame["amount"] + 10) / 20
+        return [[1 - share, share] for share in shares]
+
+
+class Counting(FileJournal):
+    """A journal that counts how often it is written to."""
+
+    commits = 0
+
+    def commit(self, columns, entries):
+        self.commits += 1
+        return super().commit(columns, entries)
+
+
+class TestRefusedInAGroup:
+    """Requests that the model refuses, among others that come at the same time."""
+
+    def desk(self, root, clock):
+        journal = Counting(root / "data" / "logs")
+        made = Predictor(FileReleases(root / "models"), journal, clock, serving=Serving())
+        return made, journal
+
+    @pytest.mark.parametrize(
+        ("n", "refused"),
+        [
+            (1, {0}),
+            (2, {1}),
+            (7, {0, 6}),
+            (7, set()),
+            (64, {31}),
+            (64, {3, 4, 40}),
+            (9, {*range(9)}),
+        ],
+    )
+    def test_the_others_are_answered_by_one_commit_as_if_they_had_come_without_them(
+        self, tmp_path, clock, n, refused
+    ):
+        predictor, journal = self.desk(tmp_path, clock)
+        released(predictor, tmp_path, model=Fussy())
+        rows = [
+            {**ROW, "prediction_id": f"id-{i}", "amount": 1e300 if i in refused else i / 100}
+            for i in range(n)
+        ]
+        results = predictor.answer([predictor.asked([row]) for row in rows])
+        assert journal.commits == (len(refused) < n)
+        codes = [r.code if isinstance(r, RowError) else None for r in results]
+        assert codes == ["model_refused" if i in refused else None for i in range(n)]
+        good = [i for i in range(n) if i not in refused]
+        assert journal.read().num_rows == len(good)
+        for i in good:
+            (answer,) = results[i]
+            assert answer["prediction_id"] == f"id-{i}"
+            assert answer["probability"] == pytest.approx((i / 100 + 10) / 20)
+        assert predictor.counts().get(("refused", "model_refused"), 0) == len(refused)
+        assert predictor.counts().get(("predictions", ""), 0) == len(good)
+
+    def test_few_calls_of_the_model_find_the_one_that_is_to_blame(self, tmp_path, clock):
+        predictor, _ = self.desk(tmp_path, clock)
+        released(predictor, tmp_path, model=Fussy())
+        rows = [{**ROW, "amount": 1e300 if i == 77 else 0.5} for i in range(256)]
+        asked = [predictor.asked([row]) for row in rows]
+        Fussy.calls = 0
+        predictor.answer(asked)
+        assert Fussy.calls <= 2 * 8 + 1
+
+    def test_a_model_that_breaks_is_logged_once_for_each_request_that_broke_it(
+        self, tmp_path, clock, capsys
+    ):
+        predictor, journal = self.desk(tmp_path, clock)
+        released(predictor, tmp_path, model=Fussy(KeyError))
+        rows = [{**ROW, "amount": 1e300 if i == 3 else 0.5} for i in range(16)]
+        results = predictor.answer([predictor.asked([row]) for row in rows])
+        assert [r.code for r in results if isinstance(r, RowError)] == ["model_failed"]
+        assert journal.commits == 1
+        assert capsys.readouterr().out.count("model failed") == 1
+
+
 class Restless:
     """A clock that gives every caller another time."""
 
