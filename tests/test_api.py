@@ -437,8 +437,12 @@ class TestHotSwap:
         pointer.write_text(json.dumps({**content, "sequence": content["sequence"] + 2}))
         until(lambda: client.get("/model").json()["failure"])
         assert post(client, body()).json()["model_version"] == old
-        assert "trusted.pub" in client.get("/health/ready").json()["failure"]
+        for path in ("/health/ready", "/model"):
+            failure = client.get(path).json()["failure"]
+            assert "does not verify" in failure
+            assert "/" not in failure
         assert server.log.count("release not served") == 1
+        assert str(pointer) in server.log
         pointer.write_text(json.dumps(content))
         until(lambda: client.get("/model").json()["failure"] is None)
 

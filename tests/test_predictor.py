@@ -327,7 +327,7 @@ class TestRefresh:
         assert predictor.refresh()
         assert predictor.champion.release.id == first.id
 
-    def test_an_older_copy_of_the_pointer_is_refused(self, predictor, tmp_path):
+    def test_an_older_copy_of_the_pointer_is_refused(self, predictor, tmp_path, capsys):
         released(predictor, tmp_path)
         pointer = tmp_path / "models" / "champion.json"
         old = pointer.read_bytes()
@@ -335,7 +335,8 @@ class TestRefresh:
         pointer.write_bytes(old)
         assert not predictor.refresh()
         assert predictor.champion.release.id == second.id
-        assert "went back" in predictor.failure
+        assert predictor.failure
+        assert "went back" in capsys.readouterr().out
 
     @pytest.mark.parametrize("name", ["model", "schema", "golden"])
     def test_a_tampered_object_keeps_the_old_model_serving(self, predictor, tmp_path, name):
@@ -374,13 +375,13 @@ class TestRefresh:
         assert predictor.champion.release.id == first.id
         assert predictor.failure
 
-    def test_without_golden_rows_a_release_is_refused(self, predictor, tmp_path):
+    def test_without_golden_rows_a_release_is_refused(self, predictor, tmp_path, capsys):
         made = objects()
         del made["golden"]
         promote(tmp_path, made)
         assert not predictor.refresh()
-        assert "golden" in predictor.failure
-        with pytest.raises(UnavailableError, match="golden"):
+        assert "golden" in capsys.readouterr().out
+        with pytest.raises(UnavailableError, match=predictor.failure):
             predictor.predict([ROW])
 
     def test_a_failing_release_is_not_loaded_at_every_look(self, predictor, tmp_path):
@@ -390,12 +391,39 @@ class TestRefresh:
             predictor.refresh()
         assert predictor.counts()["refresh_failures", ""] < 30
 
-    def test_when_the_pointer_is_gone_the_champion_serves_on(self, predictor, tmp_path):
+    def test_when_the_pointer_is_gone_the_champion_serves_on(self, predictor, tmp_path, capsys):
         first = released(predictor, tmp_path)
         (tmp_path / "models" / "champion.json").unlink()
         assert not predictor.refresh()
         assert predictor.champion.release.id == first.id
-        assert "gone" in predictor.failure
+        assert predictor.failure
+        assert "gone" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("lost", ["trusted.pub", "manifests", "objects"])
+    def test_why_a_release_does_not_serve_is_told_without_a_path_and_logged_with_it(
+        self, predictor, tmp_path, lost, capsys
+    ):
+        promote(tmp_path, objects())
+        (tmp_path / "models" / lost).rename(tmp_path / lost)
+        predictor.refresh()
+        with pytest.raises(UnavailableError) as caught:
+            predictor.serving()
+        for told in (predictor.failure, str(caught.value)):
+            assert "does not verify" in told
+            assert "models" not in told
+        logged = "".join(capsys.readouterr().out.split())  # one line may be wrapped
+        assert f"{tmp_path}/models/{lost}" in logged
+
+    def test_the_text_of_an_error_that_a_library_raised_is_told_to_nobody(
+        self, predictor, tmp_path, monkeypatch
+    ):
+        def failing(*_):
+            raise ImportError("cannot import name 'x' from 'y' (/opt/secret/y.py)")
+
+        promote(tmp_path, objects())
+        monkeypatch.setattr(cloudpickle, "loads", failing)
+        predictor.refresh()
+        assert predictor.failure == "the release that the pointer names cannot be loaded."
 
 
 class TestFeedback:

@@ -102,7 +102,9 @@ class Predictor:
 
     @property
     def failure(self) -> str | None:
-        """Why the release that the pointer names does not serve; None when all is well."""
+        """Why the release that the pointer names does not serve, in a sentence without a path; the
+        log has all of it. None when all is well.
+        """
         return self._follower.failure
 
     def counts(self) -> Mapping[tuple[str, str], int]:
@@ -263,9 +265,9 @@ class Predictor:
 
     def _require(self) -> Answerer:
         if self._answerer is None:
-            raise UnavailableError(
-                self.failure or "there is no released model yet.", hint="Run homeostat train."
-            )
+            failure = self.failure
+            hint = "The log says why." if failure else "Run homeostat train."
+            raise UnavailableError(failure or "there is no released model yet.", hint=hint)
         return self._answerer
 
     def _batch(self, rows: Sequence[Mapping[str, Json]], schema: Schema) -> decode.Batch:

@@ -74,7 +74,7 @@ _REFUSALS = {
 _ROLLBACK = {
     **_REFUSALS,
     "400": _FAILURES["400"],
-    "409": "there is no earlier release",
+    "409": "there is no earlier release, or it does not load",
     "413": "the body is too large",
     "415": _FAILURES["415"],
     "422": "a rollback takes no arguments",
