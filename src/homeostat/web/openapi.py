@@ -62,7 +62,7 @@ _FAILURES = {
     "413": "the body or the array is too large",
     "415": "the content type is not application/json",
     "422": "does not fit the schema",
-    "429": "too many rows wait already",
+    "429": "too much waits already",
     "503": "no champion, or the journal cannot be written",
 }
 _REFUSALS = {
