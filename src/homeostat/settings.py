@@ -112,8 +112,8 @@ class Serving(_Section):
     max_reception: int = Field(
         100_000_000,
         ge=1,
-        description="Bytes of bodies, from their first part until the answer, of all requests "
-        "together; what finds no room gets 429.",
+        description="Bytes of bodies that come in parts, from the first part until the answer, of "
+        "all requests together; what finds no room gets 429.",
     )
     timeout: Duration = Field(
         timedelta(seconds=30),
@@ -132,7 +132,7 @@ class Serving(_Section):
         "values. What was refused or failed has a line always.",
     )
     insecure: bool = Field(
-        False, description="Answer without keys on addresses that are not loopback."
+        False, description="Answer without keys on addresses and names that are not loopback."
     )
     keys: tuple[Key, ...] = Field((), description="API keys; `homeostat key` makes one.")
 

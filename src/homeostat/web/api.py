@@ -137,18 +137,11 @@ def _watching(
     what was refused; at the end answer what waits in `lines`.
     """
 
-    def look() -> None:
-        predictor.refresh()
-        try:
-            predictor.flush()
-        finally:
-            metrics.look()
-
     async def watch() -> None:
         while True:
             await asyncio.sleep(seconds)
             try:
-                await run_in_threadpool(look)
+                await run_in_threadpool(_look, predictor, metrics)
             except Exception as error:  # noqa: BLE001 - the watch goes on, the champion stays
                 _log.error("watch failed", error=type(error).__name__)
 
@@ -171,6 +164,14 @@ def _watching(
             await run_in_threadpool(predictor.flush)
 
     return lifespan
+
+
+def _look(predictor: Predictor, metrics: Metrics) -> None:
+    predictor.refresh()
+    try:
+        predictor.flush()
+    finally:
+        metrics.look()
 
 
 def _add_state(
