@@ -203,12 +203,14 @@ def test_labels_that_wait_for_the_disk_hold_up_neither_health_nor_predictions(tm
             ]
             await asyncio.to_thread(journal.reached.wait, 20)
             refused = await http.post("/feedback", json=labels("one more"))
+            scraped = (await http.get("/metrics")).text
             ready, ping = await http.get("/health/ready"), await http.get("/ping")
             answered = await http.post("/predict", json=ROW)
             journal.through.set()
-            return refused, (ready, ping, answered), await asyncio.gather(*waiting)
+            return refused, scraped, (ready, ping, answered), await asyncio.gather(*waiting)
 
-    refused, others, taken = asyncio.run(main())
+    refused, scraped, others, taken = asyncio.run(main())
+    assert "homeostat_journal_waiting_rows 100.0" in scraped
     assert error(refused) == (429, "busy")
     assert int(refused.headers["retry-after"]) > 0
     assert [response.status_code for response in others] == [200] * 3

@@ -86,7 +86,7 @@ def create_app_for(predictor: Predictor, settings: Settings) -> FastAPI:
     )
     labels = feedback.line(predictor, serving)
     health = _health(predictor, serving)
-    metrics = Metrics(predictor, lambda: (group.rows, group.lag), logs.RequestLog(serving.log))
+    metrics = Metrics(predictor, lambda: _waiting((group, labels)), logs.RequestLog(serving.log))
     guards = Guards(serving)
     app = FastAPI(
         title=settings.project.name,
@@ -113,6 +113,10 @@ def create_app_for(predictor: Predictor, settings: Settings) -> FastAPI:
     admin.add(app, predictor, settings)
     _add_documentation(app, predictor, keys=bool(serving.keys))
     return app
+
+
+def _waiting(lines: Sequence[Group[Any, Any]]) -> tuple[int, float]:
+    return sum(line.rows for line in lines), max(line.lag for line in lines)
 
 
 def _health(predictor: Predictor, serving: Serving) -> Group[None, None]:

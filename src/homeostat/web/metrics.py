@@ -94,7 +94,8 @@ def shared(workers: int) -> Iterator[None]:
 class Metrics:
     """The metrics of one application, and the log of its requests; for any thread.
 
-    `waiting` gives the rows that wait to be journalled and the age of the oldest, in seconds.
+    `waiting` gives the rows and labels that wait to be journalled and the age of the oldest, in
+    seconds.
     """
 
     def __init__(
@@ -204,16 +205,16 @@ def _seconds(registry: CollectorRegistry | None) -> Histogram:
 
 
 def _gauges(registry: CollectorRegistry | None) -> tuple[Gauge, Gauge]:
-    """What waits now: how many rows, of all workers, and for how long, of the slowest."""
+    """What waits now: how many, of all workers, and for how long, of the slowest."""
     rows = Gauge(
         "homeostat_journal_waiting_rows",
-        "Rows that wait to be journalled.",
+        "Rows and labels that wait to be journalled.",
         registry=registry,
         multiprocess_mode="livesum",
     )
     lag = Gauge(
         "homeostat_journal_lag_seconds",
-        "Age of the oldest row that waits to be journalled, seconds.",
+        "Age of the oldest of them, seconds.",
         registry=registry,
         multiprocess_mode="livemax",
     )
