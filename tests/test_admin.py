@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 
@@ -9,9 +10,10 @@ import pytest
 from loop_fixtures import InProcess, project
 from serving_fixtures import ROW, objects, promote, serving, until
 
-from homeostat import build, settings
+from homeostat import build, files, settings
 from homeostat.notes import Note, Notes
 from homeostat.release import FileReleases
+from homeostat.web import admin
 
 PATH = "/admin/rollback"
 KEYS = {role: f"{role}-secret" for role in ("predict", "feedback", "admin")}
@@ -63,7 +65,12 @@ def test_an_admin_goes_back_and_the_next_answer_is_the_predecessors(root, loop):
         assert http.post("/predict", **row).json()["model_version"] == new.id
         gone = http.post(PATH, headers=as_role("admin"))
         assert gone.status_code == 200, gone.text
-        assert gone.json() == {"model_version": old.id, "sequence": 5, "previous": new.id}
+        assert gone.json() == {
+            "model_version": old.id,
+            "sequence": 5,
+            "previous": new.id,
+            "serving": old.id,
+        }
         assert http.post("/predict", **row).json()["model_version"] == old.id
         again = http.post(PATH, headers=as_role("admin"), content=b"{}")
         assert (again.status_code, again.json()["error"]["code"]) == (409, "no_way_back")
@@ -113,6 +120,73 @@ def test_what_cannot_be_recorded_is_not_done(root):
         answer = http.post(PATH, headers=as_role("admin"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "cannot_record")
     assert FileReleases(root / "models").champion().sequence == 4
+
+
+@pytest.fixture
+def desk(root):
+    """What the endpoint works with: the store, the notes, and a predictor that serves."""
+    made = build.predictor(settings.read(root))
+    made.refresh()
+    return FileReleases(root / "models"), notes(root), made
+
+
+def code_of(response):
+    return response.status_code, json.loads(response.body)["error"]["code"]
+
+
+@pytest.mark.parametrize("fault", ["no pickle", "other answers"])
+def test_a_predecessor_that_does_not_load_here_is_not_gone_back_to(tmp_path, fault):
+    bad = objects(0)
+    bad |= {"model": b"no pickle"} if fault == "no pickle" else {"golden": objects(1)["golden"]}
+    promote(tmp_path, bad)
+    good = promote(tmp_path, objects(1))
+    keyed(tmp_path)
+    with serving(tmp_path) as server, server.client() as http:
+        answer = http.post(PATH, headers=as_role("admin"))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_servable")
+        row = {"json": ROW, "headers": as_role("admin")}
+        assert http.post("/predict", **row).json()["model_version"] == good.id
+        assert "rollback refused" in server.log
+    assert FileReleases(tmp_path / "models").champion().sequence == 4
+    assert notes(tmp_path).found() == {}
+
+
+def test_a_predecessor_that_was_tampered_with_is_not_gone_back_to(root, desk):
+    _, old = FileReleases(root / "models").line()
+    file = root / "models" / "objects" / old.manifest["objects"]["model"]
+    file.chmod(0o644)
+    file.write_bytes(b"other")
+    answer = admin.roll_back(*desk, by="")
+    assert code_of(answer) == (503, "not_trusted")
+    assert FileReleases(root / "models").champion().sequence == 4
+
+
+def test_where_the_pointer_cannot_be_written_the_answer_is_503_without_a_path(
+    root, desk, monkeypatch
+):
+    write = files.write
+
+    def full(path, content):
+        if path.name == "champion.json":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(files, "write", full)
+    answer = admin.roll_back(*desk, by="")
+    assert code_of(answer) == (503, "cannot_record")
+    assert answer.headers["retry-after"]
+    assert b"/" not in answer.body
+    assert FileReleases(root / "models").champion().sequence == 4
+    assert notes(root).found() == {}
+
+
+def test_what_serves_after_a_rollback_is_told_even_where_this_server_did_not_follow(
+    root, desk, monkeypatch
+):
+    new, old = FileReleases(root / "models").line()
+    monkeypatch.setattr(desk[2], "refresh", lambda: False)
+    told = json.loads(admin.roll_back(*desk, by="").body)
+    assert (told["model_version"], told["serving"]) == (old.id, new.id)
 
 
 def test_a_note_alone_is_believed_in_nothing(root, loop):

@@ -23,7 +23,7 @@ from homeostat.predictor import Predictor
 from homeostat.release import FileReleases
 from homeostat.testing import FakeClock
 from homeostat.web.api import create_app_for
-from homeostat.web.guards import is_json, is_local
+from homeostat.web.guards import Guards, is_json, is_local, names_loopback
 
 
 def body(**changes):
@@ -248,7 +248,7 @@ class TestBadInput:
     def test_a_declared_length_is_enough_to_be_refused(self, server):
         address = httpx.URL(server.url)
         with socket.create_connection((address.host, address.port), timeout=10) as raw:
-            head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             raw.sendall(f"{head}Content-Length: 100000000\r\n\r\n".encode())
             assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
 
@@ -257,7 +257,7 @@ class TestBadInput:
         before = value_of(client, gone)
         address = httpx.URL(server.url)
         with socket.create_connection((address.host, address.port), timeout=10) as raw:
-            head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             raw.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
         until(lambda: value_of(client, gone) == before + 1)
         assert post(client, body()).status_code == 200
@@ -368,8 +368,11 @@ class TestState:
             assert asset.status_code == 200
             assert len(asset.content) > 500
 
-    def test_a_host_header_decides_nothing(self, client):
-        assert client.get("/model", headers={"Host": "example.org"}).status_code == 200
+    def test_without_keys_a_page_of_another_site_whose_name_leads_here_is_refused(self, client):
+        for path in ("/model", "/health/live", "/predict"):
+            response = client.get(path, headers={"Host": "rebound.example:8000"})
+            assert "localhost" in error_of(response, 403, "foreign_host")["hint"]
+        assert client.get("/model", headers={"Host": "LocalHost:1"}).status_code == 200
 
     def test_without_keys_an_address_that_is_not_loopback_is_refused(self, server):
         address = own_address()
@@ -437,8 +440,12 @@ class TestHotSwap:
         pointer.write_text(json.dumps({**content, "sequence": content["sequence"] + 2}))
         until(lambda: client.get("/model").json()["failure"])
         assert post(client, body()).json()["model_version"] == old
-        assert "trusted.pub" in client.get("/health/ready").json()["failure"]
+        for path in ("/health/ready", "/model"):
+            failure = client.get(path).json()["failure"]
+            assert "does not verify" in failure
+            assert "/" not in failure
         assert server.log.count("release not served") == 1
+        assert str(pointer) in server.log
         pointer.write_text(json.dumps(content))
         until(lambda: client.get("/model").json()["failure"] is None)
 
@@ -639,6 +646,48 @@ class TestGuards:
     )
     def test_only_loopback_and_unix_sockets_are_local(self, server, local):
         assert is_local(server) is local
+
+    @pytest.mark.parametrize(
+        ("host", "loopback"),
+        [
+            ("localhost", True),
+            ("localhost:8000", True),
+            ("LOCALHOST:", True),
+            ("127.0.0.1", True),
+            ("127.8.8.8:80", True),
+            ("[::1]", True),
+            ("[::1]:8000", True),
+            ("[::ffff:127.0.0.1]:80", True),
+            ("", False),
+            (":8000", False),
+            ("0.0.0.0:8000", False),
+            ("[::]", False),
+            ("::1", False),
+            ("192.168.0.7", False),
+            ("localhost.example.org", False),
+            ("127.0.0.1.example.org:80", False),
+            ("127.0.0.1:80:80", False),
+            ("example.org@127.0.0.1", False),
+            ("localhost:80/", False),
+            ("[localhost]", False),
+            ("localhost\n", False),
+        ],
+    )
+    def test_only_loopback_is_named_by_its_names(self, host, loopback):
+        assert names_loopback(host) is loopback
+
+    def test_with_keys_or_insecure_any_name_will_do_and_on_a_unix_socket_too(self, project):
+        keys = [{"name": "a", "role": "admin", "sha256": hashlib.sha256(b"a").hexdigest()}]
+        named = {"Host": "models.example.org", "X-API-Key": "a"}
+        for options in ({"keys": keys}, {"insecure": True}):
+            client = Called(application(project, **options))
+            assert client.get("/model", headers=named).status_code == 200
+        guards = Guards(configuration.read(project).serving)
+        scope = {"type": "http", "method": "GET", "path": "/", "server": ("/run/socket", None)}
+        assert guards.refusal({**scope, "headers": [(b"host", b"models.example.org")]}) is None
+        scope["server"] = ("127.0.0.1", 8000)
+        assert guards.refusal({**scope, "headers": []}) is None
+        assert guards.refusal({**scope, "headers": [(b"host", b"")]}).status_code == 403
 
     @pytest.mark.parametrize(
         ("given", "taken"),

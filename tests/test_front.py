@@ -29,10 +29,38 @@ class Slow(FileJournal):
         super().__init__(folder)
         self.reached, self.through = threading.Event(), threading.Event()
 
-    def commit(self, columns, entries):
+    def _wait(self):
         self.reached.set()
         assert self.through.wait(20)
+
+    def commit(self, columns, entries):
+        self._wait()
         return super().commit(columns, entries)
+
+
+class SlowLabels(Slow):
+    """A journal on which labels alone wait."""
+
+    def commit(self, columns, entries):
+        return FileJournal.commit(self, columns, entries)
+
+    def label(self, labels):
+        self._wait()
+        return super().label(labels)
+
+
+class SlowLook(SlowLabels):
+    """A journal that cannot tell whether it can be written, until it is let through."""
+
+    looks = 0
+
+    def label(self, labels):
+        return FileJournal.label(self, labels)
+
+    def catch_up(self):
+        self.looks += 1
+        self._wait()
+        super().catch_up()
 
 
 @pytest.fixture
@@ -77,6 +105,180 @@ def test_beyond_the_bound_of_waiting_rows_the_answer_is_429_and_says_when_to_com
     assert int(refused.headers["retry-after"]) > 0
     assert (first.status_code, single.status_code) == (200, 200)
     assert journal.read().num_rows == 3
+
+
+class Upload:
+    """A request whose body comes as the test sends it."""
+
+    def __init__(self, app, path="/predict"):
+        self._app = app
+        self._path = path
+        self._coming = asyncio.Queue()
+        self._sent = []
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self):
+        async def send(message):
+            self._sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": self._path,
+            "headers": [(b"content-type", b"application/json")],
+            "query_string": b"",
+            "server": ("127.0.0.1", 80),
+        }
+        await self._app(scope, self._coming.get, send)
+        head, body = self._sent[0], b"".join(m.get("body", b"") for m in self._sent)
+        return httpx.Response(head["status"], headers=head["headers"], content=body)
+
+    async def part(self, body, more=True):
+        """Send this, and wait until the application wants to have more, or has answered."""
+        await self._coming.put({"type": "http.request", "body": body, "more_body": more})
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/invocations", "/feedback"])
+def test_bodies_that_arrive_take_bounded_room_together_and_give_it_back(tmp_path, journal, path):
+    journal.through.set()
+    app = application(tmp_path, journal, max_reception=100)
+    whole = json.dumps(ROW).encode()
+
+    async def main():
+        first = Upload(app, path)
+        await first.part(b" " * 80)
+        second = Upload(app, path)
+        await second.part(b" " * 40)
+        refused = await second.task  # without the end of its body
+        small = Upload(app)
+        await small.part(whole, more=False)
+        answered = await small.task
+        await first.part(b"{", more=False)
+        await first.task
+        third = Upload(app)
+        await third.part(b" " * 90)
+        await third.part(whole, more=False)
+        return refused, answered, await third.task
+
+    refused, answered, third = asyncio.run(main())
+    assert error(refused) == (429, "busy")
+    assert int(refused.headers["retry-after"]) > 0
+    assert (answered.status_code, third.status_code) == (200, 200)
+
+
+def test_a_body_takes_room_until_it_is_answered_and_one_alone_may_be_of_any_size(tmp_path, journal):
+    app = application(tmp_path, journal, max_reception=100)
+    whole = json.dumps(ROW).encode()
+
+    async def main():
+        first = Upload(app)
+        await first.part(b" " * 200)
+        await first.part(whole, more=False)
+        await asyncio.to_thread(journal.reached.wait, 20)
+        second = Upload(app)
+        await second.part(b" ")
+        journal.through.set()
+        return await first.task, await second.task
+
+    first, second = asyncio.run(main())
+    assert first.status_code == 200
+    assert error(second) == (429, "busy")
+
+
+def labels(*names, label=1):
+    return [{"prediction_id": name, "label": label} for name in names]
+
+
+def test_labels_that_wait_for_the_disk_hold_up_neither_health_nor_predictions(tmp_path):
+    journal = SlowLabels(tmp_path / "data" / "logs")
+    app = application(tmp_path, journal, max_waiting=100)
+
+    async def main():
+        async with client(app) as http, asyncio.timeout(60):
+            waiting = [
+                asyncio.create_task(http.post("/feedback", json=labels(f"id-{i}")))
+                for i in range(100)
+            ]
+            await asyncio.to_thread(journal.reached.wait, 20)
+            refused = await http.post("/feedback", json=labels("one more"))
+            scraped = (await http.get("/metrics")).text
+            ready, ping = await http.get("/health/ready"), await http.get("/ping")
+            answered = await http.post("/predict", json=ROW)
+            journal.through.set()
+            return refused, scraped, (ready, ping, answered), await asyncio.gather(*waiting)
+
+    refused, scraped, others, taken = asyncio.run(main())
+    assert "homeostat_journal_waiting_rows 100.0" in scraped
+    assert error(refused) == (429, "busy")
+    assert int(refused.headers["retry-after"]) > 0
+    assert [response.status_code for response in others] == [200] * 3
+    told = {"accepted": 1, "repeated": 0, "changed": 0}
+    assert [response.json() for response in taken] == [told] * 100
+
+
+def test_labels_that_wait_together_are_counted_and_refused_each_by_itself(tmp_path, journal):
+    app = application(tmp_path, journal)
+
+    async def main():
+        async with client(app) as http:
+            await http.post("/feedback", json=labels("known", "moved"))
+            asked = (
+                labels("known", "new"),
+                labels("moved", label=0),
+                [*labels("never"), *labels("bad", label="x")],
+                labels("a", "b", "c"),
+            )
+            return await asyncio.gather(*(http.post("/feedback", json=each) for each in asked))
+
+    one, two, bad, four = asyncio.run(main())
+    assert one.json() == {"accepted": 1, "repeated": 1, "changed": 0}
+    assert two.json() == {"accepted": 1, "repeated": 0, "changed": 1}
+    assert error(bad) == (422, "bad_label")
+    assert four.json() == {"accepted": 3, "repeated": 0, "changed": 0}
+    assert "never" not in (tmp_path / "data" / "logs" / "labels.csv").read_text()
+
+
+def test_a_defect_in_one_request_for_feedback_is_not_that_of_another(
+    tmp_path, journal, monkeypatch
+):
+    taken = Predictor.feedback
+
+    def broken(self, items):
+        if len(items) == 2:
+            raise KeyError
+        return taken(self, items)
+
+    monkeypatch.setattr(Predictor, "feedback", broken)
+    app = application(tmp_path, journal)
+
+    async def main():
+        async with client(app) as http:
+            asked = (labels("a"), labels("b", "c"), labels("d"))
+            return await asyncio.gather(*(http.post("/feedback", json=each) for each in asked))
+
+    one, broke, three = asyncio.run(main())
+    assert error(broke) == (500, "internal")
+    assert (one.status_code, three.status_code) == (200, 200)
+
+
+def test_however_many_ask_whether_it_is_ready_a_look_that_stalls_costs_one_thread(tmp_path):
+    journal = SlowLook(tmp_path / "data" / "logs")
+    app = application(tmp_path, journal)
+
+    async def main():
+        async with client(app) as http, asyncio.timeout(60):
+            paths = ["/health/ready", "/health", "/ping"] * 20
+            probes = [asyncio.create_task(http.get(path)) for path in paths]
+            await asyncio.to_thread(journal.reached.wait, 20)
+            asset = await http.get("/docs/swagger-ui.css")  # it needs a thread of the pool
+            journal.through.set()
+            return asset, await asyncio.gather(*probes)
+
+    asset, probes = asyncio.run(main())
+    assert {asset.status_code, *(probe.status_code for probe in probes)} == {200}
+    assert journal.looks <= 2
 
 
 def test_an_answer_that_takes_too_long_is_given_up_with_503(tmp_path, journal):

@@ -244,7 +244,7 @@ def test_a_chunked_body_above_the_limit_is_refused_before_its_end(server, path, 
     host, port = "127.0.0.1", int(server.url.rpartition(":")[2])
     with socket.create_connection((host, port), timeout=60) as raw:
         raw.sendall(
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             "Transfer-Encoding: chunked\r\n\r\n".encode()
         )
         try:
@@ -264,7 +264,7 @@ def test_a_declared_length_above_the_limit_is_refused_without_the_body(server, p
         ("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60
     ) as raw:
         raw.sendall(
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {LIMIT + 1}\r\n\r\n".encode()
         )
         response = http.client.HTTPResponse(raw)
@@ -279,7 +279,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(server, con
             ("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60
         ) as raw:
             raw.sendall(
-                f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {length}\r\n\r\n".encode()
                 + b"{" * (length // 2)
             )

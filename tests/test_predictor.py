@@ -175,6 +175,96 @@ class TestPredict:
         predictor.check()
 
 
+class Fussy:
+    """A model that fails on large amounts, and counts how often it is asked."""
+
+    classes_ = (0, 1)
+    calls = 0
+
+    def __init__(self, error=ValueError):
+        self.error = error
+
+    def predict_proba(self, frame):
+        Fussy.calls += 1
+        if (frame["amount"] > 1e6).any():
+            raise self.error("too large")
+        shares = (frame["amount"] + 10) / 20
+        return [[1 - share, share] for share in shares]
+
+
+class Counting(FileJournal):
+    """A journal that counts how often it is written to."""
+
+    commits = 0
+
+    def commit(self, columns, entries):
+        self.commits += 1
+        return super().commit(columns, entries)
+
+
+class TestRefusedInAGroup:
+    """Requests that the model refuses, among others that come at the same time."""
+
+    def desk(self, root, clock):
+        journal = Counting(root / "data" / "logs")
+        made = Predictor(FileReleases(root / "models"), journal, clock, serving=Serving())
+        return made, journal
+
+    @pytest.mark.parametrize(
+        ("n", "refused"),
+        [
+            (1, {0}),
+            (2, {1}),
+            (7, {0, 6}),
+            (7, set()),
+            (64, {31}),
+            (64, {3, 4, 40}),
+            (9, {*range(9)}),
+        ],
+    )
+    def test_the_others_are_answered_by_one_commit_as_if_they_had_come_without_them(
+        self, tmp_path, clock, n, refused
+    ):
+        predictor, journal = self.desk(tmp_path, clock)
+        released(predictor, tmp_path, model=Fussy())
+        rows = [
+            {**ROW, "prediction_id": f"id-{i}", "amount": 1e300 if i in refused else i / 100}
+            for i in range(n)
+        ]
+        results = predictor.answer([predictor.asked([row]) for row in rows])
+        assert journal.commits == (len(refused) < n)
+        codes = [r.code if isinstance(r, RowError) else None for r in results]
+        assert codes == ["model_refused" if i in refused else None for i in range(n)]
+        good = [i for i in range(n) if i not in refused]
+        assert journal.read().num_rows == len(good)
+        for i in good:
+            (answer,) = results[i]
+            assert answer["prediction_id"] == f"id-{i}"
+            assert answer["probability"] == pytest.approx((i / 100 + 10) / 20)
+        assert predictor.counts().get(("refused", "model_refused"), 0) == len(refused)
+        assert predictor.counts().get(("predictions", ""), 0) == len(good)
+
+    def test_few_calls_of_the_model_find_the_one_that_is_to_blame(self, tmp_path, clock):
+        predictor, _ = self.desk(tmp_path, clock)
+        released(predictor, tmp_path, model=Fussy())
+        rows = [{**ROW, "amount": 1e300 if i == 77 else 0.5} for i in range(256)]
+        asked = [predictor.asked([row]) for row in rows]
+        Fussy.calls = 0
+        predictor.answer(asked)
+        assert Fussy.calls <= 2 * 8 + 1
+
+    def test_a_model_that_breaks_is_logged_once_for_each_request_that_broke_it(
+        self, tmp_path, clock, capsys
+    ):
+        predictor, journal = self.desk(tmp_path, clock)
+        released(predictor, tmp_path, model=Fussy(KeyError))
+        rows = [{**ROW, "amount": 1e300 if i == 3 else 0.5} for i in range(16)]
+        results = predictor.answer([predictor.asked([row]) for row in rows])
+        assert [r.code for r in results if isinstance(r, RowError)] == ["model_failed"]
+        assert journal.commits == 1
+        assert capsys.readouterr().out.count("model failed") == 1
+
+
 class Restless:
     """A clock that gives every caller another time."""
 
@@ -237,7 +327,7 @@ class TestRefresh:
         assert predictor.refresh()
         assert predictor.champion.release.id == first.id
 
-    def test_an_older_copy_of_the_pointer_is_refused(self, predictor, tmp_path):
+    def test_an_older_copy_of_the_pointer_is_refused(self, predictor, tmp_path, capsys):
         released(predictor, tmp_path)
         pointer = tmp_path / "models" / "champion.json"
         old = pointer.read_bytes()
@@ -245,7 +335,8 @@ class TestRefresh:
         pointer.write_bytes(old)
         assert not predictor.refresh()
         assert predictor.champion.release.id == second.id
-        assert "went back" in predictor.failure
+        assert predictor.failure
+        assert "went back" in capsys.readouterr().out
 
     @pytest.mark.parametrize("name", ["model", "schema", "golden"])
     def test_a_tampered_object_keeps_the_old_model_serving(self, predictor, tmp_path, name):
@@ -284,13 +375,13 @@ class TestRefresh:
         assert predictor.champion.release.id == first.id
         assert predictor.failure
 
-    def test_without_golden_rows_a_release_is_refused(self, predictor, tmp_path):
+    def test_without_golden_rows_a_release_is_refused(self, predictor, tmp_path, capsys):
         made = objects()
         del made["golden"]
         promote(tmp_path, made)
         assert not predictor.refresh()
-        assert "golden" in predictor.failure
-        with pytest.raises(UnavailableError, match="golden"):
+        assert "golden" in capsys.readouterr().out
+        with pytest.raises(UnavailableError, match=predictor.failure):
             predictor.predict([ROW])
 
     def test_a_failing_release_is_not_loaded_at_every_look(self, predictor, tmp_path):
@@ -300,12 +391,39 @@ class TestRefresh:
             predictor.refresh()
         assert predictor.counts()["refresh_failures", ""] < 30
 
-    def test_when_the_pointer_is_gone_the_champion_serves_on(self, predictor, tmp_path):
+    def test_when_the_pointer_is_gone_the_champion_serves_on(self, predictor, tmp_path, capsys):
         first = released(predictor, tmp_path)
         (tmp_path / "models" / "champion.json").unlink()
         assert not predictor.refresh()
         assert predictor.champion.release.id == first.id
-        assert "gone" in predictor.failure
+        assert predictor.failure
+        assert "gone" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("lost", ["trusted.pub", "manifests", "objects"])
+    def test_why_a_release_does_not_serve_is_told_without_a_path_and_logged_with_it(
+        self, predictor, tmp_path, lost, capsys
+    ):
+        promote(tmp_path, objects())
+        (tmp_path / "models" / lost).rename(tmp_path / lost)
+        predictor.refresh()
+        with pytest.raises(UnavailableError) as caught:
+            predictor.serving()
+        for told in (predictor.failure, str(caught.value)):
+            assert "does not verify" in told
+            assert "models" not in told
+        logged = "".join(capsys.readouterr().out.split())  # one line may be wrapped
+        assert f"{tmp_path}/models/{lost}" in logged
+
+    def test_the_text_of_an_error_that_a_library_raised_is_told_to_nobody(
+        self, predictor, tmp_path, monkeypatch
+    ):
+        def failing(*_):
+            raise ImportError("cannot import name 'x' from 'y' (/opt/secret/y.py)")
+
+        promote(tmp_path, objects())
+        monkeypatch.setattr(cloudpickle, "loads", failing)
+        predictor.refresh()
+        assert predictor.failure == "the release that the pointer names cannot be loaded."
 
 
 class TestFeedback:

@@ -1,8 +1,8 @@
 """What one champion answers: checked rows become rows of the journal and answers to clients.
 
 It takes a champion and batches of checked rows, and scores all of them in one call. It gives, for
-each batch, the entry that the journal is to write and the answers; of rows that the journal knew,
-it reads back the answers that were given first.
+each batch, the entry that the journal is to write and the answers, or the model's refusal; of rows
+that the journal knew, it reads back the answers that were given first.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from itertools import chain, repeat
 from typing import Any, TypeAlias
 
 import pyarrow as pa
+import structlog
 
 from homeostat.champion import Champion
 from homeostat.decode import Batch
+from homeostat.errors import RowError, SchemaError
 from homeostat.reader import Reader
 from homeostat.records import Entry, Json
 from homeostat.schema import Target
@@ -24,7 +26,10 @@ from homeostat.scoring import told
 from homeostat.settings import Serving
 
 Answer: TypeAlias = dict[str, Json]
+Answered: TypeAlias = tuple[Entry, list[Answer]]
+"""The rows that the journal is to write for a batch, and the answers to its client."""
 
+_log = structlog.get_logger("homeostat.predictor")
 _NULL = type(None)
 
 _ANSWER = ("prediction_id", "prediction", "probability", "probabilities", "model_version")
@@ -43,12 +48,23 @@ class Answerer:
 
     def answered(
         self, batches: Sequence[Batch], recorded: str, source: str
-    ) -> list[tuple[Entry, list[Answer]]]:
-        """Entry and answers, row by row, of each batch; `recorded` is the time of arrival, as
-        `decode.stamp` writes it.
+    ) -> Sequence[Answered | RowError]:
+        """Entry and answers, row by row, of each batch, or why the model has none for it;
+        `recorded` is the time of arrival, as `decode.stamp` writes it.
 
-        Raises whatever the model raises.
+        All are scored by one call. Where it fails each half is scored by itself, so that k batches
+        to blame among n are found by some k log n calls.
         """
+        try:
+            return self._scored(batches, recorded, source)
+        except Exception as error:  # noqa: BLE001 - fails closed: no answer from a failed model
+            if len(batches) == 1:
+                return [self._refused(error)]
+        middle = len(batches) // 2
+        halves = batches[:middle], batches[middle:]
+        return [each for half in halves for each in self.answered(half, recorded, source)]
+
+    def _scored(self, batches: Sequence[Batch], recorded: str, source: str) -> list[Answered]:
         columns = merged(batches)
         scores = told(self.champion.output(columns), self.schema.target)
         ids = list(chain.from_iterable(batch.ids for batch in batches))
@@ -59,13 +75,25 @@ class Answerer:
         predictions, probability, shares = scores
         values = list(map(self._value, predictions))
         answers = told_as(self.schema.target, ids, (values, probability, shares), version)
-        made, start = [], 0
+        made: list[Answered] = []
+        start = 0
         for batch in batches:
             end = start + len(batch.ids)
             entry = Entry(batch.ids, written[start:end], batch.untimed, batch.made)
             made.append((entry, answers[start:end]))
             start = end
         return made
+
+    def _refused(self, error: Exception) -> RowError:
+        """What is told of rows on which the model failed."""
+        if isinstance(error, ValueError | OverflowError | SchemaError):
+            # So a model says of values, however valid, that it cannot work with them.
+            hint = "Are its numbers of the size that the model was trained on?"
+            return RowError("model_refused", "the model has no answer to this.", hint=hint)
+        # The text of a foreign error may hold feature values, so its type must do.
+        release = self.champion.release.short
+        _log.error("model failed", release=release, error=type(error).__name__)
+        return RowError("model_failed", "the model failed on these rows.")
 
     def counts(self, batches: Sequence[Batch]) -> Counter[tuple[str, str]]:
         """Levels that training never saw, by column, and nulls by feature."""

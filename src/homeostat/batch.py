@@ -72,10 +72,7 @@ def score(
     Raises UnavailableError without a champion, SchemaError for a file without its features,
     JournalError when nothing can be written.
     """
-    # The file is the operator's own, and may tell of any time.
-    lifted = chosen.serving.model_copy(update={"max_skew": None})
-    predictor = build.predictor(chosen.model_copy(update={"serving": lifted}))
-    predictor.refresh()
+    predictor = _predictor(chosen)
     champion = predictor.serving()
     out = out or file.with_name(f"{file.stem}.scored{file.suffix}")
     began = time.monotonic()
@@ -93,6 +90,14 @@ def score(
         predictor.flush()
     report.repeated = predictor.counts().get(("repeated", ""), 0)
     return report
+
+
+def _predictor(chosen: Settings) -> Predictor:
+    """One that takes rows of any time, since the file is the operator's own."""
+    lifted = chosen.serving.model_copy(update={"max_skew": None})
+    predictor = build.predictor(chosen.model_copy(update={"serving": lifted}))
+    predictor.refresh()
+    return predictor
 
 
 @dataclass

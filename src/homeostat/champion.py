@@ -71,17 +71,25 @@ def load(releases: Releases, present: Champion | None) -> Champion | None:
                 f"the pointer went back from {then} to {now}; {present.release.short} serves on.",
                 hint="Use `homeostat rollback`, not an older copy of the file.",
             )
+    return opened(releases, release)
+
+
+def opened(releases: Releases, release: Release) -> Champion:
+    """A release, opened once its bytes are verified, and tried on its golden rows.
+
+    Raises as `load` does.
+    """
     schema = Schema.from_json(releases.object(release, "schema"))
     calibrator = None
     if "calibrator" in release.manifest["objects"]:
         calibrator = Calibrator.from_json(releases.object(release, "calibrator"))
     golden = releases.object(release, "golden")
-    champion = _opened(releases, release, schema, calibrator)
+    champion = _ready(releases, release, schema, calibrator)
     _try_golden(champion, golden)
     return champion
 
 
-def _opened(
+def _ready(
     releases: Releases, release: Release, schema: Schema, calibrator: Calibrator | None
 ) -> Champion:
     """The twin where the release has one, else the unpickled model, and why it is that."""

@@ -130,15 +130,7 @@ def rows(
     columns = schema.check(features)
     # A schema of no features has no columns to turn.
     values = list(zip(*columns.values(), strict=True)) or [()] * len(asked)
-    places: dict[str, int] = {}
-    for index, name in enumerate(asked):
-        first = places.setdefault(name, index)
-        if (times[first], values[first]) != (times[index], values[index]):
-            raise ConflictError(
-                "a prediction_id stands twice in the request with different content.",
-                row=index,
-                hint="Give every prediction an id of its own.",
-            )
+    places = _places(asked, list(zip(times, values, strict=True)))
     kept = list(places.values())
     return Batch(
         asked,
@@ -148,6 +140,20 @@ def rows(
         frozenset(untimed),
         made=not any("prediction_id" in row for row in requested),
     )
+
+
+def _places(asked: Sequence[str], contents: Sequence[object]) -> dict[str, int]:
+    """The first row of each id. Raises ConflictError where one comes again with other content."""
+    places: dict[str, int] = {}
+    for index, name in enumerate(asked):
+        first = places.setdefault(name, index)
+        if contents[first] != contents[index]:
+            raise ConflictError(
+                "a prediction_id stands twice in the request with different content.",
+                row=index,
+                hint="Give every prediction an id of its own.",
+            )
+    return places
 
 
 def labels(

@@ -19,7 +19,7 @@ import pyarrow as pa
 import structlog
 
 from homeostat import decode
-from homeostat.answer import Answer, Answerer, recalled
+from homeostat.answer import Answer, Answered, Answerer, recalled
 from homeostat.champion import Champion, load
 from homeostat.contracts import Clock, Journal, Releases
 from homeostat.errors import (
@@ -27,7 +27,6 @@ from homeostat.errors import (
     HomeostatError,
     JournalError,
     RowError,
-    SchemaError,
     UnavailableError,
 )
 from homeostat.follow import Follower
@@ -103,7 +102,9 @@ class Predictor:
 
     @property
     def failure(self) -> str | None:
-        """Why the release that the pointer names does not serve; None when all is well."""
+        """Why the release that the pointer names does not serve, in a sentence without a path; the
+        log has all of it. None when all is well.
+        """
         return self._follower.failure
 
     def counts(self) -> Mapping[tuple[str, str], int]:
@@ -152,10 +153,10 @@ class Predictor:
     def answer(self, waiting: Sequence[Asked]) -> list[list[Answer] | HomeostatError]:
         """For each request one answer per row, in order, each journalled before this returns.
 
-        All requests are scored, written and synced together. An id that the journal knows with
-        the same content is answered as it was answered first. What refuses a request stands in
-        the place of its answers: ConflictError, RowError where the model has none for its rows,
-        JournalError for all when nothing can be written.
+        All requests are scored, written and synced together, whichever of them are refused. An
+        id that the journal knows with the same content is answered as it was answered first. What
+        refuses a request stands in the place of its answers: ConflictError, RowError where the
+        model has none for its rows, JournalError for all when nothing can be written.
         """
         results: dict[int, list[Answer] | HomeostatError] = {}
         groups: dict[int, list[int]] = {}
@@ -264,9 +265,9 @@ class Predictor:
 
     def _require(self) -> Answerer:
         if self._answerer is None:
-            raise UnavailableError(
-                self.failure or "there is no released model yet.", hint="Run homeostat train."
-            )
+            failure = self.failure
+            hint = "The log says why." if failure else "Run homeostat train."
+            raise UnavailableError(failure or "there is no released model yet.", hint=hint)
         return self._answerer
 
     def _batch(self, rows: Sequence[Mapping[str, Json]], schema: Schema) -> decode.Batch:
@@ -275,28 +276,38 @@ class Predictor:
         )
 
     def _together(self, waiting: Sequence[Asked]) -> list[list[Answer] | HomeostatError]:
-        """The results of requests to the same champion."""
+        """The results of requests to the same champion; those that it refuses hold up no other."""
         answerer = waiting[0].answerer
-        try:
-            made = self._scored(answerer, waiting)
-        except RowError as error:
-            if len(waiting) > 1:  # one of them is to blame, and the others need not suffer
-                return [result for asked in waiting for result in self._together([asked])]
-            self.refuse(error)
-            return [error]
+        batches = [asked.batch for asked in waiting]
+        made = answerer.answered(batches, decode.stamp(self._clock.now()), "serve")
+        for each in made:
+            if isinstance(each, RowError):
+                self.refuse(each)
+        taken = [
+            (asked, each)
+            for asked, each in zip(waiting, made, strict=True)
+            if not isinstance(each, RowError)
+        ]
+        written = iter(self._written(answerer, taken) if taken else ())
+        return [each if isinstance(each, RowError) else next(written) for each in made]
+
+    def _written(
+        self, answerer: Answerer, taken: Sequence[tuple[Asked, Answered]]
+    ) -> list[list[Answer] | HomeostatError]:
+        """The results of requests that were scored, written by one commit."""
         try:
             with self._writing():
-                entries = [entry for entry, _ in made]
+                entries = [entry for _, (entry, _) in taken]
                 committed = self._journal.commit(answerer.schema.journal, entries)
                 results = [
                     self._told(asked, answers, end)
-                    for asked, (_, answers), end in zip(waiting, made, committed, strict=True)
+                    for (asked, (_, answers)), end in zip(taken, committed, strict=True)
                 ]
         except JournalError as error:
-            return [error] * len(waiting)
+            return [error] * len(taken)
         kept = [
             (asked.batch, end)
-            for asked, end in zip(waiting, committed, strict=True)
+            for (asked, _), end in zip(taken, committed, strict=True)
             if isinstance(end, Committed)
         ]
         if kept:
@@ -305,22 +316,6 @@ class Predictor:
             counts["repeated", ""] = sum(end.repeated for _, end in kept)
             self._count(counts)
         return results
-
-    def _scored(
-        self, answerer: Answerer, waiting: Sequence[Asked]
-    ) -> list[tuple[Entry, list[Answer]]]:
-        batches = [asked.batch for asked in waiting]
-        try:
-            return answerer.answered(batches, decode.stamp(self._clock.now()), "serve")
-        except (ValueError, OverflowError, SchemaError):
-            # So a model says of values, however valid, that it cannot work with them.
-            hint = "Are its numbers of the size that the model was trained on?"
-            raise RowError("model_refused", "the model has no answer to this.", hint=hint) from None
-        except Exception as error:  # noqa: BLE001 - fails closed: no answer from a failed model
-            # The text of a foreign error may hold feature values, so its type must do.
-            release = answerer.champion.release.short
-            _log.error("model failed", release=release, error=type(error).__name__)
-            raise RowError("model_failed", "the model failed on these rows.") from None
 
     def _told(
         self, asked: Asked, answers: list[Answer], end: Committed | ConflictError

@@ -105,7 +105,15 @@ class Serving(_Section):
     )
     max_rows: int = Field(10_000, ge=1, description="Most rows in one request; more get 413.")
     max_waiting: int = Field(
-        20_000, ge=1, description="Rows that may wait for their answers; more get 429."
+        20_000,
+        ge=1,
+        description="Rows that may wait for their answers, and labels beside them; more get 429.",
+    )
+    max_reception: int = Field(
+        100_000_000,
+        ge=1,
+        description="Bytes of bodies that come in parts, from the first part until the answer, of "
+        "all requests together; what finds no room gets 429.",
     )
     timeout: Duration = Field(
         timedelta(seconds=30),
@@ -124,7 +132,7 @@ class Serving(_Section):
         "values. What was refused or failed has a line always.",
     )
     insecure: bool = Field(
-        False, description="Answer without keys on addresses that are not loopback."
+        False, description="Answer without keys on addresses and names that are not loopback."
     )
     keys: tuple[Key, ...] = Field((), description="API keys; `homeostat key` makes one.")
 

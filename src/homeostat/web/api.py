@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,17 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from homeostat import decode
 from homeostat import settings as configuration
 from homeostat.answer import Answer
 from homeostat.champion import Champion
-from homeostat.errors import HomeostatError, RowError
+from homeostat.errors import HomeostatError
 from homeostat.group import Group
 from homeostat.predictor import Asked, Predictor
 from homeostat.records import Json
-from homeostat.settings import Settings
-from homeostat.web import admin, errors, invocations, logs, openapi
+from homeostat.settings import Serving, Settings
+from homeostat.web import admin, errors, feedback, invocations, logs, openapi
 from homeostat.web.front import Front
 from homeostat.web.guards import Guarded, Guards
 from homeostat.web.metrics import Measured, Metrics
@@ -86,7 +84,9 @@ def create_app_for(predictor: Predictor, settings: Settings) -> FastAPI:
         max_rows=serving.max_waiting,
         timeout=serving.timeout.total_seconds(),
     )
-    metrics = Metrics(predictor, lambda: (group.rows, group.lag), logs.RequestLog(serving.log))
+    labels = feedback.line(predictor, serving)
+    health = _health(predictor, serving)
+    metrics = Metrics(predictor, lambda: _waiting((group, labels)), logs.RequestLog(serving.log))
     guards = Guards(serving)
     app = FastAPI(
         title=settings.project.name,
@@ -95,7 +95,9 @@ def create_app_for(predictor: Predictor, settings: Settings) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_watching(predictor, group, metrics, serving.watch.total_seconds()),
+        lifespan=_watching(
+            predictor, (group, labels, health), metrics, serving.watch.total_seconds()
+        ),
         middleware=[
             Middleware(Front, predictor=predictor, group=group, guards=guards, metrics=metrics),
             Middleware(Measured, metrics=metrics, paths=PATHS),
@@ -105,33 +107,45 @@ def create_app_for(predictor: Predictor, settings: Settings) -> FastAPI:
         telemetry=_QUIET,
     )
     errors.install(app)
-    _add_feedback(app, predictor, serving.max_rows)
-    invocations.add(app, predictor, group, max_rows=serving.max_rows)
-    _add_state(app, predictor, metrics)
+    feedback.add(app, predictor, labels, max_rows=serving.max_rows)
+    invocations.add(app, predictor, group, health, max_rows=serving.max_rows)
+    _add_state(app, predictor, health, metrics)
     admin.add(app, predictor, settings)
     _add_documentation(app, predictor, keys=bool(serving.keys))
     return app
 
 
-def _watching(
-    predictor: Predictor, group: Group[Asked, list[Answer]], metrics: Metrics, seconds: float
-) -> Callable[[FastAPI], Any]:
-    """Load the champion before the first request; until the end follow the pointer, and journal
-    what was refused.
+def _waiting(lines: Sequence[Group[Any, Any]]) -> tuple[int, float]:
+    return sum(line.rows for line in lines), max(line.lag for line in lines)
+
+
+def _health(predictor: Predictor, serving: Serving) -> Group[None, None]:
+    """The line of who asks whether a prediction would be answered: one look serves all that wait,
+    so that a disk on which it stalls costs one thread.
     """
 
-    def look() -> None:
-        predictor.refresh()
+    def checked(waiting: Sequence[None]) -> Sequence[HomeostatError | None]:
         try:
-            predictor.flush()
-        finally:
-            metrics.look()
+            predictor.check()
+        except HomeostatError as error:
+            return [error] * len(waiting)
+        return [None] * len(waiting)
+
+    return Group(checked, max_rows=serving.max_waiting, timeout=serving.timeout.total_seconds())
+
+
+def _watching(
+    predictor: Predictor, lines: Sequence[Group[Any, Any]], metrics: Metrics, seconds: float
+) -> Callable[[FastAPI], Any]:
+    """Load the champion before the first request; until the end follow the pointer, and journal
+    what was refused; at the end answer what waits in `lines`.
+    """
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(seconds)
             try:
-                await run_in_threadpool(look)
+                await run_in_threadpool(_look, predictor, metrics)
             except Exception as error:  # noqa: BLE001 - the watch goes on, the champion stays
                 _log.error("watch failed", error=type(error).__name__)
 
@@ -148,32 +162,25 @@ def _watching(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await group.close()
+        for line in lines:
+            await line.close()
         with suppress(HomeostatError):  # only counts of refusals are lost, and the log says why
             await run_in_threadpool(predictor.flush)
 
     return lifespan
 
 
-def _add_feedback(app: FastAPI, predictor: Predictor, max_rows: int) -> None:
-    def decoded(body: bytes) -> tuple[list[dict[str, Json]], bool]:
-        try:
-            return decode.parse(body, max_rows=max_rows)
-        except RowError as error:
-            predictor.refuse(error)
-            raise
-
-    def taken(body: bytes) -> Response:
-        items, _ = decoded(body)
-        return JSONResponse(predictor.feedback(items))
-
-    @app.post("/feedback", summary="Tell the true label of predictions")
-    async def feedback(request: Request) -> Response:
-        """Labels of ids that are not known are kept and joined later."""
-        return await run_in_threadpool(taken, await request.body())
+def _look(predictor: Predictor, metrics: Metrics) -> None:
+    predictor.refresh()
+    try:
+        predictor.flush()
+    finally:
+        metrics.look()
 
 
-def _add_state(app: FastAPI, predictor: Predictor, metrics: Metrics) -> None:
+def _add_state(
+    app: FastAPI, predictor: Predictor, health: Group[None, None], metrics: Metrics
+) -> None:
     @app.get("/model", summary="The release that answers")
     async def model() -> Response:
         champion = predictor.serving()
@@ -185,7 +192,7 @@ def _add_state(app: FastAPI, predictor: Predictor, metrics: Metrics) -> None:
 
     @app.get("/health/ready", summary="A prediction would be answered")
     async def ready() -> Response:
-        await run_in_threadpool(predictor.check)
+        await health.ask(None, 1)
         return JSONResponse({"status": "ready", "failure": predictor.failure})
 
     @app.get("/metrics", summary="For Prometheus")

@@ -77,12 +77,16 @@ class Front:
             return refused, None
         if scope["method"] != "POST":
             return _ONLY_POST, None
-        body = await self._guards.body(receive)
-        if len(body) > LARGE:
-            asked = await run_in_threadpool(self._predictor.ask, body)
-        else:
-            asked = self._predictor.ask(body)
-        answers = await self._group.ask(asked, len(asked.batch.ids))
+        reception = self._guards.reception(receive)
+        try:
+            body = await reception.body()
+            if len(body) > LARGE:
+                asked = await run_in_threadpool(self._predictor.ask, body)
+            else:
+                asked = self._predictor.ask(body)
+            answers = await self._group.ask(asked, len(asked.batch.ids))
+        finally:
+            reception.close()
         told = answers[0] if asked.single else answers
         return Response(_encoded(told), media_type="application/json"), asked
 

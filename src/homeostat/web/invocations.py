@@ -29,9 +29,14 @@ _ONE = f"The body is an object with one of {', '.join(FORMATS)}."
 
 
 def add(
-    app: FastAPI, predictor: Predictor, group: Group[Asked, list[Answer]], *, max_rows: int
+    app: FastAPI,
+    predictor: Predictor,
+    group: Group[Asked, list[Answer]],
+    health: Group[None, None],
+    *,
+    max_rows: int,
 ) -> None:
-    """Give `app` the paths of MLflow's scoring server."""
+    """Give `app` the paths of MLflow's scoring server; `health` is the line of `/health/ready`."""
 
     def asked(body: bytes) -> Asked:
         names = predictor.serving().schema.names
@@ -54,7 +59,7 @@ def add(
     @app.get("/health", include_in_schema=False)
     async def ping() -> Response:
         """Whether a prediction would be answered, as `/health/ready`."""
-        await run_in_threadpool(predictor.check)
+        await health.ask(None, 1)
         return Response("\n", media_type="application/json")
 
     @app.get("/version", include_in_schema=False)

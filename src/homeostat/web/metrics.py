@@ -94,7 +94,8 @@ def shared(workers: int) -> Iterator[None]:
 class Metrics:
     """The metrics of one application, and the log of its requests; for any thread.
 
-    `waiting` gives the rows that wait to be journalled and the age of the oldest, in seconds.
+    `waiting` gives the rows and labels that wait to be journalled and the age of the oldest, in
+    seconds.
     """
 
     def __init__(
@@ -120,25 +121,8 @@ class Metrics:
             "homeostat_requests", "HTTP requests.", ("path", "status"), registry=kept
         )
         self._errors = Counter("homeostat_errors", "Error responses.", ("code",), registry=kept)
-        self._seconds = Histogram(
-            "homeostat_request_seconds",
-            "Time until the response was sent, seconds.",
-            ("path",),
-            registry=kept,
-            buckets=_BUCKETS,
-        )
-        self._rows = Gauge(
-            "homeostat_journal_waiting_rows",
-            "Rows that wait to be journalled.",
-            registry=kept,
-            multiprocess_mode="livesum",
-        )
-        self._lag = Gauge(
-            "homeostat_journal_lag_seconds",
-            "Age of the oldest row that waits to be journalled, seconds.",
-            registry=kept,
-            multiprocess_mode="livemax",
-        )
+        self._seconds = _seconds(kept)
+        self._rows, self._lag = _gauges(kept)
         self._bound: dict[tuple[str, int], Callable[[float], None]] = {}
         self._looking = threading.Lock()
         self._known: dict[tuple[str, str], int] = {}
@@ -211,6 +195,30 @@ class Metrics:
 
     def response(self) -> Response:
         return Response(self.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _seconds(registry: CollectorRegistry | None) -> Histogram:
+    text = "Time until the response was sent, seconds."
+    return Histogram(
+        "homeostat_request_seconds", text, ("path",), registry=registry, buckets=_BUCKETS
+    )
+
+
+def _gauges(registry: CollectorRegistry | None) -> tuple[Gauge, Gauge]:
+    """What waits now: how many, of all workers, and for how long, of the slowest."""
+    rows = Gauge(
+        "homeostat_journal_waiting_rows",
+        "Rows and labels that wait to be journalled.",
+        registry=registry,
+        multiprocess_mode="livesum",
+    )
+    lag = Gauge(
+        "homeostat_journal_lag_seconds",
+        "Age of the oldest of them, seconds.",
+        registry=registry,
+        multiprocess_mode="livemax",
+    )
+    return rows, lag
 
 
 def _forget_dead(folder: Path) -> None:

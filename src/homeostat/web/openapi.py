@@ -62,7 +62,7 @@ _FAILURES = {
     "413": "the body or the array is too large",
     "415": "the content type is not application/json",
     "422": "does not fit the schema",
-    "429": "too many rows wait already",
+    "429": "too much waits already",
     "503": "no champion, or the journal cannot be written",
 }
 _REFUSALS = {
@@ -74,7 +74,7 @@ _REFUSALS = {
 _ROLLBACK = {
     **_REFUSALS,
     "400": _FAILURES["400"],
-    "409": "there is no earlier release",
+    "409": "there is no earlier release, or it does not load",
     "413": "the body is too large",
     "415": _FAILURES["415"],
     "422": "a rollback takes no arguments",
