@@ -53,10 +53,11 @@ class Sizes:
     window: int  # rows of the window
     seals: int  # of the journal with many; the other one has 10
     sealed: int  # rows of either
+    tail: int  # rows that are not sealed
 
 
-FULL = Sizes(append=500_000, window=10_000_000, seals=1_000, sealed=100_000)
-QUICK = Sizes(append=50_000, window=300_000, seals=50, sealed=5_000)
+FULL = Sizes(append=500_000, window=10_000_000, seals=1_000, sealed=100_000, tail=2_000_000)
+QUICK = Sizes(append=50_000, window=300_000, seals=50, sealed=5_000, tail=100_000)
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,37 @@ def open_seals(folder: Path, rows: int) -> dict[str, float]:
     return {"seconds": sorted(took)[3], "rows": count}
 
 
+def build_tail(folder: Path, rows: int) -> dict[str, float]:
+    """Rows and labels of which nothing is sealed."""
+    journal = FileJournal(folder, ack="write")
+    for first in range(0, rows, 20_000):
+        part = labelled(invented(first, 20_000, rows))
+        journal.append(part.select(COLUMNS.names))
+        known = part.filter(part["label"].is_valid())
+        journal.label(known.select(["prediction_id", "label", "labelled_at"]))
+    return {"rows": rows}
+
+
+def append_alone(folder: Path, rows: int) -> dict[str, float]:
+    """Median and longest time of an append while the process `scan_window` reads the same tail."""
+    journal = FileJournal(folder, ack="write")
+    values = [list(row.values()) for row in _written(invented(0, BATCH, rows)).to_pylist()]
+    journal.catch_up()
+    took: list[float] = []
+    reader = subprocess.Popen(
+        [sys.executable, __file__, "--child", "scan_window", str(folder), str(rows)],
+        stdout=subprocess.DEVNULL,
+    )
+    while reader.poll() is None:
+        name = f"meanwhile-{len(took)}"
+        entry = Entry([name], [[name, *values[len(took) % BATCH][1:]]], made=True)
+        began = time.perf_counter()
+        journal.commit(COLUMNS, [entry])
+        took.append(time.perf_counter() - began)
+        time.sleep(0.001)
+    return {"rows": len(took), "median": sorted(took)[len(took) // 2], "longest": max(took)}
+
+
 PARTS: dict[str, Callable[..., dict[str, float]]] = {
     part.__name__: part
     for part in (
@@ -208,6 +240,8 @@ PARTS: dict[str, Callable[..., dict[str, float]]] = {
         append_entries,
         build_seals,
         open_seals,
+        build_tail,
+        append_alone,
     )
 }
 
@@ -248,6 +282,7 @@ def run(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield Row(
         "peak memory of the journal", scan["peak_mib"], "MiB", "< 2,048", scan["peak_mib"] < 2048
     )
+    yield from of_tail(sizes.tail, folder / "tail")
     took = {}
     for seals in (10, sizes.seals):
         place = folder / f"seals-{seals}"
@@ -256,6 +291,21 @@ def run(sizes: Sizes, folder: Path) -> Iterator[Row]:
         yield Row(f"open after {seals:,} seals and read a day", took[seals] * 1000, "ms")
     ratio = took[sizes.seals] / took[10]
     yield Row("one over the other", ratio, "×", "≤ 3", ratio <= 3)
+
+
+def of_tail(rows: int, place: Path) -> Iterator[Row]:
+    """What is not sealed is read in bounded memory, and holds up nobody who appends."""
+    measured("build_tail", place, rows)
+    scan = measured("scan_window", place, rows)
+    if scan["rows"] != rows:
+        raise SystemExit(f"read {scan['rows']} rows of {rows}")
+    size = (place / "predictions.csv").stat().st_size / MIB
+    yield Row(f"window of {rows:,} rows in the tail, with labels", scan["seconds"], "s")
+    yield Row("the file of these rows", size, "MiB")
+    yield Row("peak memory of the journal", scan["peak_mib"], "MiB")
+    wait = measured("append_alone", place, rows)
+    yield Row("append while another process reads that tail, median", wait["median"] * 1000, "ms")
+    yield Row("the same, the longest", wait["longest"] * 1000, "ms")
 
 
 def main() -> None:
