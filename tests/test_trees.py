@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -304,6 +306,29 @@ def test_xgboosts_sums_of_32_bits_are_the_twins_to_the_last_bit():
     )
 
 
+def test_names_of_levels_that_xgboost_cuts_are_told_of():
+    frame = rows()
+    frame["car"] = frame["car"].replace("b", "ß")
+    step = FunctionTransformer(lambda f: f[["amount", "car"]].astype({"car": "category"}))
+    model, schema = fitted("binary", XGBClassifier(**FEW, **TYPES), step, frame)
+    with pytest.raises(TwinError, match="names of levels that are not ASCII"):
+        convert(model, schema)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (LGBMClassifier(**FEW, verbose=-1), "do more than set pandas' types"),
+        (XGBClassifier(**FEW, **TYPES), "does not tell what its categories stand for"),
+    ],
+)
+def test_numbers_that_become_categories_of_pandas_are_no_graph(model, why):
+    step = FunctionTransformer(lambda f: f[["amount", "member"]].astype({"member": "category"}))
+    model, schema = fitted("binary", model, step)
+    with pytest.raises(TwinError, match=why):
+        convert(model, schema)
+
+
 def test_steps_that_make_columns_of_their_own_beside_types_are_no_graph():
     own = FunctionTransformer(lambda frame: typed(frame).assign(ratio=frame.amount / frame.gap))
     model, schema = fitted("binary", LGBMClassifier(**FEW, verbose=-1), own)
@@ -344,6 +369,17 @@ def test_levels_that_the_schema_does_not_list_are_those_of_the_encoder():
     given_ = Session(convert(model, schema)).output(columns(schema, frame))
     wanted = Scorer(model, schema).output(tables(schema, frame))
     np.testing.assert_allclose(given_, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["lightgbm types", "xgboost types"])
+def test_levels_that_the_schema_does_not_list_are_those_of_the_model(kind):
+    frame = rows()
+    _, model, before = MODELS[kind]
+    model, schema = fitted("binary", model, before(), frame)
+    without = tuple(replace(feature, levels=()) for feature in schema.features)
+    session = Session(convert(model, replace(schema, features=without)))
+    wanted = Scorer(model, schema).output(tables(schema, frame))
+    np.testing.assert_allclose(session.output(columns(schema, frame)), wanted, rtol=1e-6)
 
 
 def test_a_model_that_is_one_leaf_answers_that_leaf():

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from homeostat.errors import TwinError
-from homeostat.operators import Columns, Tables
 from homeostat.schema import UNSEEN, Feature, Schema
 from homeostat.trees import extreme_booster
 
 if TYPE_CHECKING:
+    from homeostat.operators import Columns, Tables
     from homeostat.scoring import Floats
 
 CODED = ("OneHotEncoder", "OrdinalEncoder", "TargetEncoder")
 """Steps whose outputs depend on one column each, so that tables can stand for them."""
 Levels: TypeAlias = dict[str, list[str]]
+BOOSTERS = {"LGBMModel", "XGBModel"}  # which take columns of pandas' type `category`
 TRIES = 4  # rows in which each level is tried beside other values
 
 
@@ -32,24 +33,22 @@ def known_levels(estimator: Any, schema: Schema) -> Levels:
     """All levels of each category that the estimator may tell apart."""
     known = {f.name: list(f.levels) for f in schema.features if f.kind == "category"}
     short = [f for f in schema.features if f.kind == "category" and (f.other or not f.levels)]
-    if short:  # the schema does not list them all, but the encoders do
-        found = {text for encoder in _encoders(estimator) for text in _texts(encoder)}
+    if short:  # the schema does not list them all, but encoders and models do
+        found = _texts(estimator)
         for feature in short:
             known[feature.name] += sorted(found - set(feature.levels))
     return known
 
 
-def _encoders(step: Any) -> list[Any]:
-    """The encoders in a pipeline, at any depth."""
+def _texts(step: Any) -> set[str]:
+    """The levels that encoders and models in a pipeline tell apart, at any depth."""
     if _kind(step) in CODED:
-        return [step]
+        return {v for values in step.categories_ for v in values.tolist() if isinstance(v, str)}
+    if _names(step) & BOOSTERS:
+        return {v for values in _listed(step) for v in values if isinstance(v, str)}
     held = getattr(step, "transformers_", getattr(step, "steps", ()))
     held = [*held, *getattr(step, "transformer_list", ())]
-    return [found for entry in held for found in _encoders(entry[1])]
-
-
-def _texts(encoder: Any) -> set[str]:
-    return {v for values in encoder.categories_ for v in values.tolist() if isinstance(v, str)}
+    return {text for entry in held for text in _texts(entry[1])}
 
 
 def _kind(step: Any) -> str:
@@ -92,7 +91,7 @@ def numeric(step: Any, features: tuple[Feature, ...], levels: Levels) -> Any:
 def _chained(pipeline: Any, features: tuple[Feature, ...], levels: Levels) -> Any:
     """The pipeline with what stands before its model, or its first step, as one of numbers."""
     kinds, steps = {feature.kind for feature in features}, pipeline.steps
-    if len(steps) > 1 and "category" in kinds and _names(steps[-1][1]) & {"LGBMModel", "XGBModel"}:
+    if len(steps) > 1 and "category" in kinds and _names(steps[-1][1]) & BOOSTERS:
         typed = _typed(pipeline[:-1], steps[-1][1], features, levels)
         if typed is not None:
             pipeline.steps = [("columns", typed), steps[-1]]
@@ -125,6 +124,8 @@ def _unknown(step: Any) -> TwinError:
 
 def _tables(step: Any, features: tuple[Feature, ...], levels: Levels) -> Tables:
     """What the fitted step answers to each level of each column, to null and to the unseen."""
+    from homeostat.operators import Tables
+
     values = [[*levels.get(f.name, (False, True)), None] for f in features]
     for column, feature in zip(values, features, strict=True):
         if feature.kind == "category":
@@ -196,13 +197,15 @@ def _typed(steps: Any, model: Any, features: tuple[Feature, ...], levels: Levels
     Raises TwinError for a column that is neither a number as it was given nor the same for the
     same level.
     """
+    from homeostat.operators import Columns
+
     columns = _mixed(features, levels)
     made = _transformed(steps, features, columns)
     kinds = [str(kind) for kind in getattr(made, "dtypes", ())]
     places = [place for place, kind in enumerate(kinds) if kind == "category"]
     if not places:
         return None
-    codes = _listed(model, places)
+    codes = _codes(model, places)
     sources, tables = [], {}
     for place in range(len(kinds)):
         column = made.iloc[:, place]
@@ -244,7 +247,7 @@ def _by_level(
     and the unseen: NaN where the model is told of none.
     """
     for place, feature in enumerate(features):
-        if feature.kind != "category":
+        if feature.kind != "category" or np.isnan(given).all():  # the model knows none of them
             continue
         found: dict[Any, float] = {}
         same = all(
@@ -270,26 +273,30 @@ def _same(column: Any, features: tuple[Feature, ...], columns: list[list[Any]]) 
     return None
 
 
-def _listed(model: Any, places: Sequence[int]) -> dict[int, list[Any]]:
-    """The values that a model's own categories stand for, in the order of their codes.
+def _codes(model: Any, places: Sequence[int]) -> dict[int, list[Any]]:
+    """What the codes of the columns at `places` stand for, in order: of all columns of pandas'
+    type `category` in a frame that the model takes. Raises TwinError where it does not tell.
+    """
+    listed = _listed(model)
+    if "LGBMModel" in _names(model) and len(listed) == len(places):
+        return dict(zip(places, listed, strict=True))
+    if "XGBModel" in _names(model) and all(any(listed[place : place + 1]) for place in places):
+        return {place: listed[place] for place in places}
+    raise TwinError(f"{type(model).__name__} does not tell what its categories stand for.")
 
-    `places` are the columns of pandas' type `category` in a frame that the model takes, one of
-    LightGBM's or XGBoost's. Raises TwinError where it does not tell.
+
+def _listed(model: Any) -> list[list[Any]]:
+    """The values that a model's own categories stand for: LightGBM lists them of each column of
+    pandas' type `category`, XGBoost of every column, as bytes end to end.
     """
     if "LGBMModel" in _names(model):
-        held = model.booster_.pandas_categorical or []
-        found = dict(zip(places, held, strict=len(held) == len(places)))
-    else:
-        listed = extreme_booster(model)[1].get("cats", {}).get("enc", [])
-        found = {place: _texts_of(listed[place]) for place in places if place < len(listed)}
-    if len(found) != len(places):
-        raise TwinError(f"{type(model).__name__} does not tell what its categories stand for.")
-    return found
-
-
-def _texts_of(held: dict[str, list[int]]) -> list[Any]:
-    """The levels of one feature from their bytes, end to end, and where each begins."""
-    if "offsets" not in held:
-        raise TwinError("XGBoost's categories that are numbers are not understood.")
-    text = bytes(value % 256 for value in held["values"])
-    return [text[a:b].decode() for a, b in pairwise(held["offsets"])]
+        return list(model.booster_.pandas_categorical or ())
+    listed = []
+    for held in extreme_booster(model)[1].get("cats", {}).get("enc", ()):
+        values = held["values"] if "offsets" in held else []
+        if any(not 0 <= value < 128 for value in values):
+            # XGBoost 3.2 counts characters where it cuts bytes.
+            raise TwinError("XGBoost does not keep the names of levels that are not ASCII.")
+        text = bytes(values).decode()
+        listed.append([text[a:b] for a, b in pairwise(held.get("offsets", ()))])
+    return listed
