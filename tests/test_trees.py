@@ -315,6 +315,21 @@ def test_names_of_levels_that_xgboost_cuts_are_told_of():
         convert(model, schema)
 
 
+def test_a_step_that_counts_the_unseen_as_a_level_that_is_known_does_so_in_the_twin():
+    def counted(frame):
+        car = frame["car"].where(frame["car"].isin(list("abcdef")), "b")
+        return frame[["amount"]].assign(car=car.astype("category"))
+
+    model, schema = fitted(
+        "binary", LGBMClassifier(**FEW, verbose=-1), FunctionTransformer(counted)
+    )
+    fresh = rows(size=100, seed=1)
+    fresh["car"] = "a level that training never saw"
+    wanted = Scorer(model, schema).output(tables(schema, fresh.assign(car="b")))
+    given_ = Session(convert(model, schema)).output(columns(schema, fresh))
+    np.testing.assert_allclose(given_, wanted, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [
@@ -323,7 +338,9 @@ def test_names_of_levels_that_xgboost_cuts_are_told_of():
     ],
 )
 def test_numbers_that_become_categories_of_pandas_are_no_graph(model, why):
-    step = FunctionTransformer(lambda f: f[["amount", "member"]].astype({"member": "category"}))
+    step = FunctionTransformer(
+        lambda f: f[["amount"]].assign(of=f["member"].fillna(0).astype(int).astype("category"))
+    )
     model, schema = fitted("binary", model, step)
     with pytest.raises(TwinError, match=why):
         convert(model, schema)
