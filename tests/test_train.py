@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -499,6 +500,35 @@ def test_a_candidate_gets_a_twin_that_proved_equal_and_keeps_its_model(trainer):
     assert with_twin.twin["engine"] == "onnx"
     assert with_twin.twin["rows"] == rows.num_rows
     assert made.with_twin(candidate, rows) == with_twin
+
+
+TYPED = """
+def typed(frame):
+    return frame.astype({"carrier": "category"})
+
+
+def fit(frame):
+    from lightgbm import LGBMClassifier
+    from sklearn.preprocessing import FunctionTransformer
+
+    target = frame.pop("late")
+    trees = LGBMClassifier(n_estimators=5, min_child_samples=5, verbose=-1)
+    return make_pipeline(FunctionTransformer(typed), trees).fit(frame, target)
+"""
+
+
+def test_a_script_that_gives_lightgbm_categories_of_pandas_gets_a_twin(trainer):
+    made = trainer(LOAD + TYPED)
+    rows, _ = prepared(made)
+    assert made.with_twin(fitted(made), rows).twin["why"] is None
+
+
+def test_a_candidate_with_a_calibrator_is_proved_with_it(trainer):
+    made = trainer(LOAD + FAST)
+    rows, _ = prepared(made)
+    candidate = fitted(made)
+    unread = replace(candidate, objects={**candidate.objects, "calibrator": b'{"format": 2}'})
+    assert made.with_twin(unread, rows).twin["why"] == "the calibrator has format 2, not 1."
 
 
 def test_a_script_with_transformers_of_its_own_is_released_without_a_twin_and_says_why(trainer):

@@ -12,15 +12,15 @@ from onnx import numpy_helper
 from serving_fixtures import parquet
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier as Trees
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from homeostat import twin
 from homeostat.convert import convert
 from homeostat.errors import TwinError
 from homeostat.infer import infer
-from homeostat.scoring import Scorer
+from homeostat.scoring import Calibrator, Scorer
 from homeostat.session import Session
 from homeostat.testing import drifting_stream
 from homeostat.twin import make, prove
@@ -77,7 +77,7 @@ def test_a_twin_that_is_equal_at_every_split_is_kept_with_what_was_compared():
     assert found.told["rows"] == 600
     assert found.told["splits_tried"] > 100
     assert found.told["probes"] > 4 * found.told["splits_tried"]
-    assert found.told["rows_share"] == found.told["probes_share"] == 0
+    assert found.told["rows_share"] == 0
     assert found.told["probes_worst"] < 1e-12
     assert found.told["opsets"] == {"ai.onnx": 21, "ai.onnx.ml": 5}
     assert set(found.told["versions"]) == {"onnx", "onnxruntime", "skl2onnx"}
@@ -126,17 +126,137 @@ def test_another_leaf_is_refused_on_the_rows_themselves(proved):
         prove(scorer, wrong, table, table.slice(0, 20))
 
 
-def test_a_difference_that_is_rare_is_stated_and_a_golden_row_allows_none(proved, monkeypatch):
+class Off:
+    """A session whose output is off by `by` in the rows of which `where` says so."""
+
+    def __init__(self, content, where, by):
+        self._session, self._where, self._by = Session(content), where, by
+        self.levels = self._session.levels
+
+    def output(self, columns):
+        found = self._session.output(columns)
+        return found + np.where(self._where(columns), self._by, 0.0)
+
+
+def at(place, values):
+    return lambda columns: np.isin(np.array(columns[place], dtype=object), values)
+
+
+def pairs_of(table):
+    return list(zip(*(table.column(n).to_pylist() for n in ("amount", "gap")), strict=True))
+
+
+def test_a_difference_in_one_row_of_a_thousand_is_stated_and_in_more_it_is_refused(proved):
+    scorer, content, _ = proved
+    _, _, table = prepared(rows=2_000)
+    amount, gap = (scorer.schema.names.index(name) for name in ("amount", "gap"))
+
+    def off(rows):
+        known = set(pairs_of(table)[100 : 100 + rows])
+        return Off(
+            content,
+            lambda columns: [
+                len(columns[0]) == 2_000 and pair in known
+                for pair in zip(columns[amount], columns[gap], strict=True)
+            ],
+            2e-6,
+        )
+
+    told = prove(scorer, off(2), table, table.slice(0, 20))
+    assert (told["rows"], told["rows_share"]) == (2_000, 0.001)
+    assert told["rows_worst"] == pytest.approx(2e-6)
+    with pytest.raises(TwinError, match=r"on 0\.15% of 2000 rows, by 2e-06 at worst"):
+        prove(scorer, off(3), table, table.slice(0, 20))
+    with pytest.raises(TwinError, match="on golden rows"):
+        prove(scorer, Off(content, lambda c: len(c[0]) == 20, 2e-6), table, table.slice(0, 20))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("city", ["Oslo"], r"levels of 'city'"),
+        ("city", [None], r"nulls of 'city'"),
+        ("amount", [1e16], r"extremes of 'amount'"),
+        ("gap", [None], r"nulls of 'gap'"),
+        ("member", [True], r"truth values of 'member'"),
+        ("member", [False], r"truth values of 'member'"),
+    ],
+)
+def test_a_fault_of_one_value_is_refused_though_no_given_row_has_it(proved, name, values, told):
     scorer, content, table = proved
-    moved = rewrite("leaf_weights", lambda leaves: leaves * 1.00005)
-    wrong = Session(altered(content, moved))
-    monkeypatch.setattr(twin, "SHARE", 1.0)
-    few = table.slice(0, 0)
-    told = prove(scorer, wrong, table, few)
-    assert 0 < told["rows_share"] <= 1
-    assert 1e-6 < told["rows_worst"] < 1e-3
-    with pytest.raises(TwinError, match="golden rows"):
+    place = scorer.schema.names.index(name)
+    has = pa.array(at(place, values)([column.to_pylist() for column in table.columns]))
+    clean = table.filter(pa.compute.invert(has))
+    others = tuple(n for n in ("gap", "city", "member") if n != name)
+    narrow = Scorer(scorer.estimator, scorer.schema.without_nulls_in(others))
+    with pytest.raises(TwinError, match=f"on {told}"):
+        prove(narrow, Off(content, at(place, values), 2e-6), clean, clean.slice(0, 20))
+
+
+def test_a_fault_at_one_threshold_is_refused_and_the_feature_named(proved):
+    scorer, content, table = proved
+    rare = np.sort(np.array(table.column("amount").to_pylist()))[[-1]]
+    place = scorer.schema.names.index("amount")
+    edge = max(scorer.schema.by_name["amount"].edges)
+    wrong = Off(content, at(place, [np.nextafter(edge, np.inf)]), 2e-6)
+    assert edge < rare[0]
+    with pytest.raises(TwinError, match="on thresholds of 'amount', by 2e-06"):
         prove(scorer, wrong, table, table.slice(0, 20))
+
+
+def test_a_faulty_entry_in_the_table_of_a_rare_level_is_refused():
+    frame = drifting_stream(3_000, seed=1).drop(columns="occurred_at")
+    frame.loc[[50, 60, 70], "city"] = "Narvik"
+    frame.loc[frame["city"] == "Narvik", "target"] = 1
+    schema = infer(frame, target="target")
+    columns = {n: [None if v != v else v for v in frame[n].tolist()] for n in schema.names}
+    table = schema.table(columns)
+    encode = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    before = make_column_transformer((numbers, ["amount", "gap", "member"]), (encode, ["city"]))
+    model = make_pipeline(before, LogisticRegression(C=100))
+    model.fit(schema.frame(table), frame["target"])
+    graph = onnx.load_from_string(convert(model, schema))
+    known = [*schema.by_name["city"].levels]
+    (held,) = [c for c in graph.graph.initializer if c.dims[:1] == [len(known) + 2]]
+    entries = numpy_helper.to_array(held).copy()
+    entries[known.index("Narvik")] = 0.0  # as for a level that was never seen
+    held.CopyFrom(numpy_helper.from_array(entries, held.name))
+    fresh = table.filter(pa.compute.not_equal(table.column("city"), "Narvik").fill_null(True))
+    assert prove(Scorer(model, schema), Session(convert(model, schema)), fresh, fresh.slice(0, 20))
+    wrong = Session(graph.SerializeToString())
+    with pytest.raises(TwinError, match="on levels of 'city'"):
+        prove(Scorer(model, schema), wrong, fresh, fresh.slice(0, 20))
+
+
+def test_what_a_calibrator_makes_of_the_difference_is_refused_too(proved):
+    scorer, content, table = proved
+    golden = table.slice(0, 20)
+    slight = Off(content, lambda columns: True, 5e-7)
+    assert prove(scorer, slight, table, golden)["rows_share"] == 0
+    steep = Scorer(scorer.estimator, scorer.schema, Calibrator(40.0, (0.0,)))
+    assert prove(steep, Session(content), table, golden)["rows_worst"] < 1e-9
+    with pytest.raises(TwinError, match=r"differs from the model by more than 1e-06 on .* rows"):
+        prove(steep, slight, table, golden)
+
+
+def test_a_label_that_differs_after_calibration_only_is_refused(proved):
+    scorer, content, table = proved
+    usual = np.sort(scorer.output(table))
+    middle = usual[len(usual) // 4]  # the calibrator's border lies just above an answer
+    shift = -float(np.log(middle + 2e-7) - np.log1p(-middle - 2e-7))
+    chosen = Scorer(scorer.estimator, scorer.schema, Calibrator(1.0, (shift,)))
+    slight = Off(content, lambda columns: True, 4e-7)
+    with pytest.raises(TwinError, match="other labels on rows than the model"):
+        prove(chosen, slight, table, table.slice(0, 20))
+
+
+def test_a_candidate_with_a_calibrator_is_proved_with_it():
+    model, schema, table = prepared()
+    objects = pickle.dumps(model), schema.to_json().encode(), parquet(table.slice(0, 20)), table
+    calm = make(*objects, Calibrator(1.1, (0.2,)).to_json())
+    assert calm.told["engine"] == "onnx"
+    assert make(*objects, b'{"format": 2}').told["why"] == "the calibrator has format 2, not 1."
 
 
 def test_a_twin_that_answers_what_the_model_refuses_is_refused(proved):
@@ -152,7 +272,7 @@ def test_a_twin_that_answers_what_the_model_refuses_is_refused(proved):
             return self.estimator.predict_proba(frame)
 
     shy = Scorer(Shy(scorer.estimator), scorer.schema)
-    with pytest.raises(TwinError, match="refuses other probes than the model"):
+    with pytest.raises(TwinError, match="refuses other extremes of 'amount' than the model"):
         prove(shy, Session(content), table, table.slice(0, 20))
 
 

@@ -1,8 +1,8 @@
 """A fitted pipeline becomes one ONNX graph in float64, with skl2onnx.
 
 It takes an estimator and its schema. It gives the bytes of a graph that a `session.Session` runs:
-steps over categories become tables of their answers, models of trees and linear models are drawn
-by `operators`, and whatever else skl2onnx knows is drawn by itself.
+`categories` makes steps over texts numeric, models of trees and linear models are drawn by
+`operators`, and whatever else skl2onnx knows is drawn by itself.
 """
 
 from __future__ import annotations
@@ -11,24 +11,20 @@ import copy
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from homeostat.categories import known_levels, numeric
 from homeostat.errors import TwinError
-from homeostat.schema import UNSEEN, Feature, Schema
+from homeostat.schema import Schema
 from homeostat.scoring import plain
 from homeostat.session import METADATA, inputs
 
-if TYPE_CHECKING:
-    from homeostat.operators import Tables
-    from homeostat.scoring import Floats
-
 OPSET = 21
 ML, ML_OPSET = "ai.onnx.ml", 5  # the first with trees of float64 thresholds; skl2onnx stops at 3
-CODED = ("OneHotEncoder", "OrdinalEncoder", "TargetEncoder")
-"""Steps whose outputs depend on one column each, so that tables can stand for them."""
 
 
 def convert(estimator: Any, schema: Schema) -> bytes:
@@ -39,8 +35,8 @@ def convert(estimator: Any, schema: Schema) -> bytes:
     from skl2onnx.common.data_types import DoubleTensorType
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
-    levels = _levels(estimator, schema)
-    bare = _bare(copy.deepcopy(estimator), schema.features, levels)
+    levels = known_levels(estimator, schema)
+    bare = numeric(copy.deepcopy(estimator), schema.features, levels)
     _register(frozenset(sys.modules) & {"lightgbm", "xgboost"})
     options = {} if schema.target.task == "regression" else {id(bare): {"zipmap": False}}
     try:
@@ -63,153 +59,6 @@ def convert(estimator: Any, schema: Schema) -> bytes:
     return _finished(graph, estimator, schema, levels)
 
 
-# --- categories ---
-
-
-def _levels(estimator: Any, schema: Schema) -> dict[str, list[str]]:
-    """All levels of each category that the estimator may tell apart."""
-    known = {f.name: list(f.levels) for f in schema.features if f.kind == "category"}
-    short = [f for f in schema.features if f.kind == "category" and (f.other or not f.levels)]
-    if short:  # the schema does not list them all, but the encoders do
-        found = {text for encoder in _encoders(estimator) for text in _texts(encoder)}
-        for feature in short:
-            known[feature.name] += sorted(found - set(feature.levels))
-    return known
-
-
-def _encoders(step: Any) -> list[Any]:
-    """The encoders in a pipeline, at any depth."""
-    if _kind(step) in CODED:
-        return [step]
-    held = getattr(step, "transformers_", getattr(step, "steps", ()))
-    held = [*held, *getattr(step, "transformer_list", ())]
-    return [found for entry in held for found in _encoders(entry[1])]
-
-
-def _texts(encoder: Any) -> set[str]:
-    return {v for values in encoder.categories_ for v in values.tolist() if isinstance(v, str)}
-
-
-def _kind(step: Any) -> str:
-    """The name of scikit-learn's class; nothing for one's own, which may do anything."""
-    kind = type(step)
-    return kind.__name__ if kind.__module__.startswith("sklearn.") else ""
-
-
-def _bare(step: Any, features: tuple[Feature, ...], levels: dict[str, list[str]]) -> Any:
-    """The step as one of numbers only: categories come as their codes."""
-    kinds = {feature.kind for feature in features}
-    name = _kind(step)
-    if name == "Pipeline":
-        place = _coded_until(step.steps)
-        if "category" in kinds and kinds <= {"category", "boolean"} and place:
-            step.steps = [("tables", _tables(step[:place], features, levels)), *step.steps[place:]]
-        else:
-            first = step.steps[0]
-            step.steps[0] = first[0], _bare(first[1], features, levels)
-        return step
-    if name == "ColumnTransformer":
-        kept = []
-        for label, part, columns in step.transformers_:
-            places = step._transformer_to_input_indices.get(label, ())
-            seen = tuple(features[place] for place in places)
-            if isinstance(part, str) or not seen:
-                continue
-            if isinstance(columns, str | int) and any(f.kind == "category" for f in seen):
-                raise _unknown(part)
-            kept.append((label, _bare(part, seen, levels), [int(place) for place in places]))
-        step.transformers_ = kept
-        return step
-    if name == "FeatureUnion":
-        step.transformer_list = [
-            (label, _bare(part, features, levels)) for label, part in step.transformer_list
-        ]
-        return step
-    coded = name in CODED
-    if "category" not in kinds and not (coded and kinds == {"boolean"}):
-        return step
-    if coded and "number" not in kinds:
-        return _tables(step, features, levels)
-    raise _unknown(step)
-
-
-def _coded_until(steps: list[tuple[str, Any]]) -> int:
-    """How many of the first steps are encoders and imputers, up to the last encoder; 0 if others
-    come before it.
-    """
-    names = [_kind(step) for _, step in steps]
-    last = max((place for place, name in enumerate(names, start=1) if name in CODED), default=0)
-    return last if all(name in (*CODED, "SimpleImputer") for name in names[:last]) else 0
-
-
-def _unknown(step: Any) -> TwinError:
-    name = type(step).__name__
-    return TwinError(f"{name} takes categories in a way that is not understood.")
-
-
-def _tables(step: Any, features: tuple[Feature, ...], levels: dict[str, list[str]]) -> Tables:
-    """What the fitted step answers to each level of each column, to null and to the unseen."""
-    from homeostat.operators import Tables
-
-    values = [[*levels.get(f.name, (False, True)), None] for f in features]
-    for column, feature in zip(values, features, strict=True):
-        if feature.kind == "category":
-            column.append(UNSEEN)
-    base = _answers(step, features, [[column[0]] for column in values])[0]
-    made, owned = [], np.zeros(len(base), dtype=bool)
-    for place, column in enumerate(values):
-        rows = [
-            [given] if other == place else [values[other][0]]
-            for given in column
-            for other in range(len(values))
-        ]
-        table = _varied(step, features, rows, len(values))
-        own = np.array([(table[:, i] != base[i]).any() for i in range(len(base))])
-        if (own & owned).any():
-            raise TwinError(f"{type(step).__name__} mixes its columns.")
-        made.append(np.where(own, table, 0.0))
-        owned |= own
-    made[0] += np.where(owned, 0.0, base)  # outputs that depend on nothing
-    return Tables(made)
-
-
-def _varied(step: Any, features: tuple[Feature, ...], cells: list[list[Any]], width: int) -> Floats:
-    """Answers to the rows whose cells are listed one row after the other. A null that the step
-    refuses has no answer, NaN: the schema lets none through.
-    """
-    rows = [[cell[0] for cell in cells[at : at + width]] for at in range(0, len(cells), width)]
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    try:
-        return _answers(step, features, columns)
-    except Exception:
-        if all(feature.nullable for feature in features):
-            raise
-        filled = [[v if v is not None else column[0] for v in column] for column in columns]
-        table = _answers(step, features, filled)
-        table[[None in row for row in rows]] = np.nan
-        return table
-
-
-def _answers(step: Any, features: tuple[Feature, ...], columns: list[list[Any]]) -> Floats:
-    import pandas as pd
-
-    frame = pd.DataFrame(
-        {
-            f.name: pd.array(column, dtype="str" if f.kind == "category" else "Float64")
-            for f, column in zip(features, columns, strict=True)
-        }
-    )
-    plain = {f.name: "float64" for f in features if f.kind != "category"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = step.transform(frame.astype(plain))
-    made = made.toarray() if hasattr(made, "toarray") else made
-    return np.array(made, dtype=float)
-
-
-# --- the graph ---
-
-
 @lru_cache(maxsize=4)
 def _register(libraries: frozenset[str]) -> None:
     """Tell skl2onnx of the operators that are drawn here, once."""
@@ -219,46 +68,18 @@ def _register(libraries: frozenset[str]) -> None:
     from skl2onnx.common import shape_calculator as shapes
     from skl2onnx.common.data_types import DoubleTensorType
 
-    from homeostat import operators
-
     def widened(operator: Any) -> None:
         operator.outputs[0].type = DoubleTensorType([None, None])
 
-    models = {
-        "sklearn.ensemble": (
-            *("HistGradientBoosting", "GradientBoosting", "RandomForest", "ExtraTrees"),
-        ),
-        "sklearn.tree": ("DecisionTree", "ExtraTree"),
-        "lightgbm": ("LGBM", "LGBM"),
-        "xgboost": ("XGB",),
-    }
-    tasks = ("Classifier", "Regressor")
-    drawn = [
-        (module, name + task, task, operators.grown)
-        for module, names in models.items()
-        for name in names
-        for task in tasks
-        if module.startswith("sklearn") or module in libraries
-    ]
-    lines = {
-        "Regressor": ("LinearRegression", "Ridge", "RidgeCV", "Lasso", "LassoCV", "ElasticNet"),
-        "Classifier": ("LogisticRegression", "LogisticRegressionCV"),
-    }
-    drawn += [
-        ("sklearn.linear_model", name, task, operators.linear)
-        for task, names in lines.items()
-        for name in names
-    ]
-    drawn.append(("sklearn.impute", "SimpleImputer", "", operators.impute))
-    drawn.append(("sklearn.preprocessing", "StandardScaler", "", operators.scale))
-    drawn.append(("homeostat.operators", "Tables", "", operators.tables))
     measured = {
         "Classifier": shapes.calculate_linear_classifier_output_shapes,
         "Regressor": shapes.calculate_linear_regressor_output_shapes,
         "": widened,
     }
     zipped = {"zipmap": [True, False], "nocl": [True, False], "output_class_labels": [True, False]}
-    for module, name, task, draw in drawn:
+    for module, name, task, draw in _drawn():
+        if module in {"lightgbm", "xgboost"} - libraries:
+            continue
         kind = getattr(importlib.import_module(module), name)
         skl2onnx.update_registered_converter(
             kind,
@@ -267,6 +88,35 @@ def _register(libraries: frozenset[str]) -> None:
             draw,
             options=zipped if task == "Classifier" else None,
         )
+
+
+def _drawn() -> Iterator[tuple[str, str, str, Any]]:
+    """Module, class and task of what is drawn here, and what draws it."""
+    from homeostat import operators
+
+    grown = {
+        "sklearn.ensemble": (
+            *("HistGradientBoosting", "GradientBoosting", "RandomForest", "ExtraTrees"),
+        ),
+        "sklearn.tree": ("DecisionTree", "ExtraTree"),
+        "lightgbm": ("LGBM",),
+        "xgboost": ("XGB",),
+    }
+    for module, names in grown.items():
+        for name in names:
+            for task in ("Classifier", "Regressor"):
+                yield module, name + task, task, operators.grown
+    linear = {
+        "Regressor": ("LinearRegression", "Ridge", "RidgeCV", "Lasso", "LassoCV", "ElasticNet"),
+        "Classifier": ("LogisticRegression", "LogisticRegressionCV"),
+    }
+    for task, names in linear.items():
+        for name in names:
+            yield "sklearn.linear_model", name, task, operators.linear
+    yield "sklearn.impute", "SimpleImputer", "", operators.impute
+    yield "sklearn.preprocessing", "StandardScaler", "", operators.scale
+    yield "homeostat.operators", "Tables", "", operators.tables
+    yield "homeostat.operators", "Columns", "", operators.passed_on
 
 
 def _finished(graph: Any, estimator: Any, schema: Schema, levels: dict[str, list[str]]) -> bytes:

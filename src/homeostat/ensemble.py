@@ -32,11 +32,15 @@ def ensemble(draw: Drawing, given: str, trees: list[Tree], read: Forest, width: 
     """
     from onnx import numpy_helper
 
-    if read.single:
-        given = draw.add("Cast", given, to=FLOAT)
     columns = _columns(trees, read)
     if columns:
         given = _with_categories(draw, given, columns, read)
+    if read.tiny:
+        limits = np.array([*read.tiny, *[-1.0] * sum(c.width for c in columns.values())])
+        near = draw.add("LessOrEqual", draw.add("Abs", given), limits)
+        given = draw.add("Where", near, np.array(np.nan), given)
+    if read.single:
+        given = draw.add("Cast", given, to=FLOAT)
     nodes = _Nodes(LT if read.strict else LEQ, columns, read.categories)
     for tree in trees:
         for output in range(width) if _wide(tree) else [tree.output]:
@@ -72,19 +76,25 @@ class _Column:
         column, bit = divmod(self.sets[members], BITS)
         return self.first + column, [n + 1 for n in range(1 << BITS) if n >> bit & 1]
 
+    @property
+    def width(self) -> int:
+        """How many columns there are."""
+        return 1 if self.sets is None else -(-len(self.sets) // BITS)
+
     def table(self, count: int) -> Floats:
-        """What the columns hold for each of `count` categories, the unknown one last."""
+        """What the columns hold for each of `count` categories, null and unknown ones last."""
         if self.sets is None:
             return np.arange(1.0, count + 1)[:, None]
-        held = np.ones((count, -(-len(self.sets) // BITS)))
+        held = np.ones((count, self.width))
         for members, number in self.sets.items():
             held[sorted(members), number // BITS] += 1 << number % BITS
         return held
 
 
 def _members(node: Split, known: int) -> frozenset[int]:
-    """The categories that go left; a null and an unknown one are the last, numbered `known`."""
-    return frozenset(node.members or ()) | (frozenset([known]) if node.null_left else frozenset())
+    """The categories that go left; null is numbered `known`, and one that is unknown follows."""
+    last = [known] * node.null_left + [known + 1] * node.other_left
+    return frozenset((*(node.members or ()), *last))
 
 
 def _columns(trees: list[Tree], read: Forest) -> dict[int, _Column]:
@@ -97,9 +107,9 @@ def _columns(trees: list[Tree], read: Forest) -> dict[int, _Column]:
                 held.setdefault(_members(node, len(read.categories[node.feature])), len(held))
     found, first = {}, len(read.columns or ())
     for feature, held in sorted(sets.items()):
-        few = len(read.categories[feature]) < NEVER - 1
+        few = len(read.categories[feature]) + 2 < NEVER
         found[feature] = _Column(first, None if few else held)
-        first += 1 if few else -(-len(held) // BITS)
+        first += found[feature].width
     return found
 
 
@@ -110,17 +120,26 @@ def _with_categories(draw: Drawing, given: str, columns: dict[int, _Column], rea
         known = read.categories[feature]
         if not known or any(value % 1 for value in known) or known[-1] - known[0] > MANY:
             raise TwinError("categories that are no small whole numbers are not understood.")
-        held = column.table(len(known) + 1)
+        held = column.table(len(known) + 2)
         places = {value: place for place, value in enumerate(known)}
-        every = [*np.arange(known[0], known[-1] + 1).tolist(), None]
-        parts.append(held[[places.get(value, len(known)) for value in every]])
+        every = np.arange(known[0], known[-1] + 1).tolist()
+        rows = [places.get(value, len(known) + 1) for value in every]
+        parts.append(held[[*rows, len(known), len(known) + 1]])
         bounds.append((known[0], known[-1]))
     low, high = np.array(bounds).T
     values = draw.add("Gather", given, np.array(list(columns)), axis=1)
+    if read.single:
+        values = draw.add("Cast", draw.add("Cast", values, to=FLOAT), to=DOUBLE)
+    if read.whole == "floor":
+        values = draw.add("Floor", values)
+    if read.whole == "truncated":
+        whole = draw.add("Floor", draw.add("Abs", values))
+        values = draw.add("Mul", draw.add("Sign", values), whole)
     inside = draw.add("Equal", values, draw.add("Floor", values))
     for test, bound in (("GreaterOrEqual", low), ("LessOrEqual", high)):
         inside = draw.add("And", inside, draw.add(test, values, bound))
-    place = draw.add("Where", inside, draw.add("Sub", values, low), high - low + 1)
+    outside = draw.add("Where", draw.add("IsNaN", values), high - low + 1, high - low + 2)
+    place = draw.add("Where", inside, draw.add("Sub", values, low), outside)
     ends = np.cumsum([part.shape[1] for part in parts])
     wide = []
     for part, end in zip(parts, ends, strict=True):

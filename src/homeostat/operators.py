@@ -36,12 +36,40 @@ class Tables(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         return self
 
 
+class Columns(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # as above
+    """Stands for steps that only pass columns on: `sources` has the place of each among those that
+    are given, and `tables` the new code of each code of some, NaN for none.
+    """
+
+    def __init__(self, sources: list[int], tables: dict[int, Floats]) -> None:
+        self.sources = sources
+        self.tables = tables
+
+    def fit(self, X: Any, y: Any = None) -> Columns:  # noqa: ARG002, N803 - scikit-learn's protocol
+        return self
+
+
 # --- steps before the model ---
 
 
 def tables(scope: Any, operator: Any, container: Any) -> None:
     draw = Drawing(scope, container)
     draw.yields(operator, looked_up(draw, draw.matrix(operator), operator.raw_operator.tables))
+
+
+def passed_on(scope: Any, operator: Any, container: Any) -> None:
+    draw, step = Drawing(scope, container), operator.raw_operator
+    result = draw.add("Gather", draw.matrix(operator), np.array(step.sources), axis=1)
+    coded = sorted(step.tables)
+    wide = []
+    for number, place in enumerate(coded):
+        wide.append(np.zeros((len(step.tables[place]), len(coded))))
+        wide[-1][:, number] = step.tables[place]
+    codes = looked_up(draw, draw.add("Gather", result, np.array(coded), axis=1), wide)
+    order = np.arange(len(step.sources))
+    order[coded] = len(order) + np.arange(len(coded))
+    result = draw.add("Concat", result, codes, axis=1)
+    draw.yields(operator, draw.add("Gather", result, order, axis=1))
 
 
 def impute(scope: Any, operator: Any, container: Any) -> None:
@@ -106,6 +134,9 @@ def grown(scope: Any, operator: Any, container: Any) -> None:
     if read.rounded:
         given = draw.add("Cast", draw.add("Cast", given, to=FLOAT), to=DOUBLE)
         refused = _infinite(draw, given)
+    if read.single:  # the sum starts at the base, and is rounded at each tree
+        trees = [*(Tree([(value,)], output) for output, value in enumerate(base)), *trees]
+        base = (0.0,) * width
     raw = ensemble(draw, given, trees, read, width)
     if any(base):
         raw = draw.add("Add", raw, np.array(base))

@@ -37,7 +37,8 @@ class Session:
     """A twin that is ready to answer; safe to call from many threads.
 
     The graph takes one float64 matrix, shape (rows, features), and gives one output: shape (rows,)
-    for binary and regression, (rows, classes) for multiclass.
+    for binary and regression, (rows, classes) for multiclass. `levels` has the known levels of each
+    feature, None for what is no category.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -57,7 +58,8 @@ class Session:
                 f"the model's twin has format {told.get('format')!r}, this version reads {FORMAT}.",
                 hint="Install the version of homeostat that wrote it, or a newer one.",
             )
-        self._codes = [None if known is None else _codes(known) for known in told["levels"]]
+        self.levels: list[list[str] | None] = told["levels"]
+        self._codes = [None if known is None else _codes(known) for known in self.levels]
         self._input = self._session.get_inputs()[0].name
         self._output = [self._session.get_outputs()[0].name]
 

@@ -148,7 +148,12 @@ class ScriptTrainer:
         """The candidate with the twin of its model where one proved equal to it; see `twin`."""
         held = candidate.objects
         try:
-            made = self._engine.run(twin.make, held["model"], held["schema"], held["golden"], rows)
+            made = self._engine.run(
+                twin.make,
+                *(held["model"], held["schema"], held["golden"]),
+                rows,
+                held.get("calibrator"),
+            )
         except Exception as error:  # noqa: BLE001 - fails closed: the model itself serves, and why
             return replace(candidate, twin={"engine": "native", "why": cause(error)})
         if made.content is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,7 +25,8 @@ Link: TypeAlias = Literal["identity", "sigmoid", "softmax", "exp"]
 @dataclass(frozen=True, slots=True)
 class Split:
     """Goes left where the feature is at most (in a strict forest: below) the threshold, or one of
-    `members`; a null goes left where `null_left` says so.
+    `members`; a null goes left where `null_left` says so, a category that no split knows where
+    `other_left` does.
     """
 
     feature: int
@@ -34,6 +35,7 @@ class Split:
     left: int  # place in the tree's nodes
     right: int
     members: tuple[int, ...] | None = None  # of a categorical feature, instead of a threshold
+    other_left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Forest:
     columns: tuple[int, ...] | None = None  # features, in the order in which splits number them
     categories: dict[int, tuple[float, ...]] = field(default_factory=dict)
     # of a numbered feature: its known values, whose places `members` hold
+    whole: Literal["given", "floor", "truncated"] = "given"  # how a number becomes a category
+    tiny: tuple[float, ...] = ()  # for each feature: numbers so near to 0 are null; below 0: none
 
 
 def forest(model: Any) -> Forest:
@@ -70,13 +74,47 @@ def forest(model: Any) -> Forest:
 
 
 def thresholds(model: Any) -> Iterator[tuple[int, float]]:
-    """Feature and threshold of every split by a number, features as the model counts them."""
+    """Feature and threshold of every split by a number, features as the model counts them, and
+    every category that is a number.
+    """
     read = forest(model)
-    for tree in read.trees:
+    numbers = [
+        (node.feature, node.threshold)
+        for tree in read.trees
+        for node in tree.nodes
+        if isinstance(node, Split) and node.members is None
+    ]
+    numbers += [(place, value) for place, known in read.categories.items() for value in known]
+    for feature, value in numbers:
+        yield feature if read.columns is None else read.columns[feature], value
+
+
+def _placed(
+    trees: list[Tree],
+) -> tuple[list[Tree], dict[int, tuple[float, ...]]]:
+    """The trees with members as places among the known values of each feature, and these."""
+    known: dict[int, set[int]] = {}
+    for tree in trees:
         for node in tree.nodes:
-            if isinstance(node, Split) and node.members is None:
-                place = node.feature if read.columns is None else read.columns[node.feature]
-                yield place, node.threshold
+            if isinstance(node, Split) and node.members is not None:
+                known.setdefault(node.feature, set()).update(node.members)
+    places = {
+        feature: {value: place for place, value in enumerate(sorted(values))}
+        for feature, values in known.items()
+    }
+    placed = [
+        replace(
+            tree,
+            nodes=[
+                replace(node, members=tuple(places[node.feature][v] for v in node.members))
+                if isinstance(node, Split) and node.members is not None
+                else node
+                for node in tree.nodes
+            ],
+        )
+        for tree in trees
+    ]
+    return placed, {feature: tuple(map(float, held)) for feature, held in places.items()}
 
 
 # --- scikit-learn ---
@@ -122,7 +160,7 @@ def _histogram_node(
         known = range(len(categories[feature]))
         members = tuple(c for c in known if bits[c // 32] >> (c % 32) & 1)
     split = float(node["num_threshold"]), null_left, int(node["left"]), int(node["right"])
-    return Split(feature, *split, members)
+    return Split(feature, *split, members, other_left=null_left)
 
 
 def _grown(tree: Any, values: Floats, output: int = 0) -> Tree:
@@ -187,10 +225,13 @@ _LIGHT: dict[str, Link] = {
     "gamma": "exp",
     "tweedie": "exp",
 }
+_LIGHT_ZERO = float(np.float32(1e-35))  # LightGBM's kZeroThreshold
 
 
 def _lightgbm(model: Any) -> Forest:
-    """Compares float64; a null without a side of its own is taken for zero."""
+    """Compares float64. A null without a side of its own is taken for zero, and where zero is
+    null it has the side of null; a category that is null or unknown is in no set.
+    """
     best = getattr(model, "best_iteration_", None)
     told = model.booster_.dump_model(num_iteration=best if best and best > 0 else None)
     objective, *options = told["objective"].split()
@@ -199,35 +240,52 @@ def _lightgbm(model: Any) -> Forest:
     if any(option.startswith("sigmoid:") and option != "sigmoid:1" for option in options):
         raise TwinError(f"LightGBM's objective {told['objective']!r} is not understood.")
     outputs = told["num_tree_per_iteration"]
-    categories: dict[int, tuple[float, ...]] = {}
+    kinds: dict[int, set[str]] = {}
     trees = []
     for place, tree in enumerate(told["tree_info"]):
         nodes: list[Split | tuple[float, ...]] = []
-        _grow_light(tree["tree_structure"], nodes, categories)
+        _grow_light(tree["tree_structure"], nodes, kinds)
         trees.append(Tree(nodes, place % outputs))
-    divisor = float(len(trees) // outputs) if told["average_output"] else 1.0
-    return Forest(trees, (0.0,) * outputs, _LIGHT[objective], divisor, categories=categories)
+    mixed = [found for found in kinds.values() if "Zero" in found and len(found) > 1]
+    if mixed:
+        raise TwinError("LightGBM's zeros that are null in some trees only are not understood.")
+    count = told["max_feature_idx"] + 1
+    zeros = [_LIGHT_ZERO if kinds.get(f) == {"Zero"} else -1.0 for f in range(count)]
+    placed, categories = _placed(trees)
+    return Forest(
+        placed,
+        (0.0,) * outputs,
+        _LIGHT[objective],
+        float(len(trees) // outputs) if told["average_output"] else 1.0,
+        columns=tuple(range(count)) if categories else None,
+        categories=categories,
+        whole="truncated",
+        tiny=tuple(zeros) if max(zeros) > 0 else (),
+    )
 
 
 def _grow_light(
-    node: dict[str, Any],
-    nodes: list[Split | tuple[float, ...]],
-    categories: dict[int, tuple[float, ...]],
+    node: dict[str, Any], nodes: list[Split | tuple[float, ...]], kinds: dict[int, set[str]]
 ) -> int:
+    """Add the node and what is below it; `kinds` gathers how each feature tells of null."""
     place = len(nodes)
     if "leaf_value" in node:
         if "leaf_const" in node:
             raise TwinError("LightGBM's linear trees are not understood.")
         nodes.append((float(node["leaf_value"]),))
         return place
-    if node["decision_type"] != "<=" or node["missing_type"] == "Zero":
-        raise TwinError("LightGBM's own categories, and zeros taken for null, are not understood.")
     nodes.append(())
-    left = _grow_light(node["left_child"], nodes, categories)
-    right = _grow_light(node["right_child"], nodes, categories)
+    left = _grow_light(node["left_child"], nodes, kinds)
+    right = _grow_light(node["right_child"], nodes, kinds)
+    feature, missing = int(node["split_feature"]), node["missing_type"]
+    if node["decision_type"] == "==":
+        members = tuple(int(value) for value in str(node["threshold"]).split("||"))
+        nodes[place] = Split(feature, 0.0, False, left, right, members)
+        return place
+    kinds.setdefault(feature, set()).add(missing)
     threshold = float(node["threshold"])
-    null_left = node["default_left"] if node["missing_type"] == "NaN" else threshold >= 0.0
-    nodes[place] = Split(int(node["split_feature"]), threshold, bool(null_left), left, right)
+    null_left = threshold >= 0.0 if missing == "None" else node["default_left"]
+    nodes[place] = Split(feature, threshold, bool(null_left), left, right)
     return place
 
 
@@ -247,40 +305,72 @@ _EXTREME: dict[str, Link] = {
 }
 
 
-def _xgboost(model: Any) -> Forest:
-    """Rounds to float32, compares with `<` and sums in float32."""
+def extreme_booster(model: Any) -> tuple[dict[str, Any], dict[str, Any], list[float] | None]:
+    """The learner, its trees, and how much each of them counts where that differs."""
     learner = json.loads(bytes(model.get_booster().save_raw("json")))["learner"]
+    booster = learner["gradient_booster"]
+    if booster["name"] not in {"gbtree", "dart"}:
+        raise TwinError(f"XGBoost's booster {booster['name']!r} is not understood.")
+    weights = booster.get("weight_drop")
+    return learner, booster.get("gbtree", booster)["model"], weights
+
+
+def _xgboost(model: Any) -> Forest:
+    """Rounds to float32, compares with `<` and sums in float32, from the base on."""
+    learner, held, weights = extreme_booster(model)
     objective = learner["objective"]["name"]
-    if objective not in _EXTREME or learner["gradient_booster"]["name"] != "gbtree":
-        raise TwinError(f"XGBoost's {objective} of this booster is not understood.")
+    if objective not in _EXTREME:
+        raise TwinError(f"XGBoost's objective {objective!r} is not understood.")
+    missing = getattr(model, "missing", np.nan)
+    if missing is not None and not np.isnan(missing):
+        raise TwinError("XGBoost's numbers that are taken for null are not understood.")
     link = _EXTREME[objective]
-    held = learner["gradient_booster"]["model"]
     outputs = max(held["tree_info"], default=0) + 1
     best = getattr(model, "best_iteration", None) if model.early_stopping_rounds else None
     rounds = None if best is None else held["iteration_indptr"][best + 1]
     trees = []
-    for tree, output in list(zip(held["trees"], held["tree_info"], strict=True))[:rounds]:
-        if any(tree["split_type"]) or tree["tree_param"]["size_leaf_vector"] not in {"0", "1"}:
-            raise TwinError("XGBoost's own categories and vector leaves are not understood.")
-        trees.append(Tree(_extreme_nodes(tree), output))
+    for place, output in list(enumerate(held["tree_info"]))[:rounds]:
+        tree = held["trees"][place]
+        if tree["tree_param"]["size_leaf_vector"] not in {"0", "1"}:
+            raise TwinError("XGBoost's vector leaves are not understood.")
+        weight = np.float32(1.0 if weights is None else weights[place])
+        trees.append(Tree(_extreme_nodes(tree, weight), output))
     scores = np.array(json.loads(learner["learner_model_param"]["base_score"]), dtype=float)
     base = np.broadcast_to(np.ravel(scores), outputs).astype(np.float32).astype(float)
     if link == "sigmoid":
         base = np.log(base) - np.log1p(-base)
     elif link == "exp":
         base = np.log(base)
-    return Forest(trees, tuple(base.tolist()), link, single=True, strict=True)
+    trees, categories = _placed(trees)
+    count = int(learner["learner_model_param"]["num_feature"])
+    return Forest(
+        trees,
+        tuple(base.tolist()),
+        link,
+        single=True,
+        strict=True,
+        columns=tuple(range(count)) if categories else None,
+        categories=categories,
+        whole="floor",  # what is below 0 is no category
+    )
 
 
-def _extreme_nodes(tree: dict[str, Any]) -> list[Split | tuple[float, ...]]:
+def _extreme_nodes(tree: dict[str, Any], weight: Any) -> list[Split | tuple[float, ...]]:
+    starts = zip(tree["categories_segments"], tree["categories_sizes"], strict=True)
+    spans = [tuple(tree["categories"][at : at + size]) for at, size in starts]
+    sets = dict(zip(tree["categories_nodes"], spans, strict=True))
     nodes: list[Split | tuple[float, ...]] = []
     for place, left in enumerate(tree["left_children"]):
-        number = float(np.float32(tree["split_conditions"][place]))
+        number = np.float32(tree["split_conditions"][place])
         if left == -1:
-            nodes.append((number,))
+            nodes.append((float(number * weight),))
             continue
         feature, null_left = tree["split_indices"][place], bool(tree["default_left"][place])
-        nodes.append(Split(feature, number, null_left, left, tree["right_children"][place]))
+        right = tree["right_children"][place]
+        if place in sets:  # the members of a set go right, and all others left
+            nodes.append(Split(feature, 0.0, not null_left, right, left, sets[place]))
+        else:
+            nodes.append(Split(feature, float(number), null_left, left, right))
     return nodes
 
 

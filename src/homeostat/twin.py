@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,25 +19,20 @@ import pyarrow.parquet as pq
 
 from homeostat.convert import ML, ML_OPSET, OPSET, convert
 from homeostat.errors import TwinError, cause
+from homeostat.probes import probes
 from homeostat.records import Json
-from homeostat.schema import UNSEEN, Schema
-from homeostat.scoring import Scorer
+from homeostat.schema import Schema
+from homeostat.scoring import Calibrator, Scorer, calibrated
 from homeostat.session import Session
-from homeostat.trees import thresholds
 
 if TYPE_CHECKING:
     from homeostat.scoring import Floats
 
+Lots: TypeAlias = Sequence[tuple[str, int]]
+
 NEAR = 1e-6  # by which an output may differ: of a probability, or of a regression's spread
-SHARE = 1e-3  # of the rows may differ by more, as long as their labels are the same
+SHARE = 1e-3  # of the given rows may differ by more, as long as their labels are the same
 ROWS = 20_000  # of those given, at most; evenly spaced
-SPLITS = 5_000  # of the model's, at most; evenly spaced
-SINGLE = float(np.finfo(np.float32).max)
-LARGEST = float(np.finfo(np.float64).max)
-TINIEST = 5e-324
-EXTREMES = (0.0, TINIEST, 1e-300, 1.0, 1e16, SINGLE, np.nextafter(SINGLE, np.inf), 1e300, LARGEST)
-FAR = 1e200  # beyond this no split is looked for
-EACH = 100  # rows for each feature that is null, and for each that is unseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +45,9 @@ class Made:
     told: dict[str, Json]
 
 
-def make(model: bytes, schema: bytes, golden: bytes, rows: pa.Table) -> Made:
+def make(
+    model: bytes, schema: bytes, golden: bytes, rows: pa.Table, calibrator: bytes | None = None
+) -> Made:
     """A twin of the model in these objects of a candidate, proved on rows with its features.
 
     A model that cannot become a graph, and a graph that answers otherwise, give no twin and the
@@ -61,7 +58,8 @@ def make(model: bytes, schema: bytes, golden: bytes, rows: pa.Table) -> Made:
     told: dict[str, Json] = {"engine": "native", "why": None}
     try:
         own = Schema.from_json(schema)
-        scorer = Scorer(pickle.loads(model), own)  # noqa: S301 - the caller made these bytes
+        chosen = None if calibrator is None else Calibrator.from_json(calibrator)
+        scorer = Scorer(pickle.loads(model), own, chosen)  # noqa: S301 - the caller made these bytes
         content = convert(scorer.estimator, own)
         told |= {"opsets": {"ai.onnx": OPSET, ML: ML_OPSET}, "versions": _versions()}
         asked = pq.read_table(io.BytesIO(golden)).select(list(own.names))
@@ -72,60 +70,112 @@ def make(model: bytes, schema: bytes, golden: bytes, rows: pa.Table) -> Made:
 
 
 def prove(scorer: Scorer, session: Session, rows: pa.Table, golden: pa.Table) -> dict[str, Json]:
-    """Compare model and twin, before calibration, and give the numbers.
+    """Compare model and twin, before calibration and after it, and give the numbers.
 
-    Compared are the given rows, and rows made from them: with values at and around every split,
-    extreme values, nulls where the schema takes them, every level, and unseen ones. Raises
-    TwinError where a label differs, where one of the two refuses a row that the other answers,
-    where more than `SHARE` of either lot differ by more than `NEAR`, or a golden row does.
+    Compared are the given rows, and `probes` made from them. Raises TwinError where a label
+    differs, where one of the two refuses a row that the other answers, where more than `SHARE` of
+    the given rows differ by more than `NEAR`, or any probe or golden row does.
     """
-    held = _spaced(rows, ROWS)
-    splits, made = _made(scorer, held)
-    lots = {"rows": held, "probes": made}
-    told: dict[str, Json] = {"splits_tried": splits}
-    usual = _native(scorer, held)
+    held, raw = _spaced(rows, ROWS), replace(scorer, calibrator=None)
+    made = probes(scorer, session.levels, held)
+    usual = _native(raw, held)
     finite = usual[np.isfinite(usual)]
-    if held.num_rows and not finite.size:
+    if not finite.size:
         raise TwinError("the model has no finite answer to any of the rows.")
-    spread = (float(finite.std()) if finite.size else 0.0) or 1.0
-    for name, lot in lots.items():
-        told |= _compared(scorer, session, lot, name, spread)
-    # As a server will ask for them, which knows of no spread.
-    given, wanted = session.output(_columns(golden)), _native(scorer, golden)
-    same = np.allclose(given, wanted, rtol=NEAR, atol=NEAR)
-    if not same or _compared(scorer, session, golden, "golden", spread)["golden_share"]:
-        raise TwinError("the ONNX graph answers golden rows otherwise than the model.")
-    return told
-
-
-def _compared(
-    scorer: Scorer, session: Session, rows: pa.Table, name: str, spread: float
-) -> dict[str, Json]:
-    if not rows.num_rows:
-        return {name: 0, f"{name}_share": 0.0, f"{name}_worst": 0.0}
-    native, onnx = _native(scorer, rows), session.output(_columns(rows))
-    refused = _by_row(~np.isfinite(native))
-    if (refused != _by_row(~np.isfinite(onnx))).any():
-        raise TwinError(f"the ONNX graph refuses other {name} than the model.")
-    native, onnx = native[~refused], onnx[~refused]
-    task = scorer.schema.target.task
-    if task == "binary" and ((native > 0.5) != (onnx > 0.5)).any():
-        raise TwinError(f"the ONNX graph gives other labels on {name} than the model.")
-    if task == "multiclass" and (native.argmax(axis=1) != onnx.argmax(axis=1)).any():
-        raise TwinError(f"the ONNX graph gives other labels on {name} than the model.")
-    with np.errstate(over="ignore"):  # too far apart for a float is far
-        apart = np.abs(native - onnx)
-    if task == "regression":
-        apart = apart / np.maximum(np.abs(native), spread)
-    apart = apart.max(axis=1) if apart.ndim > 1 else apart
-    share = float((apart > NEAR).mean()) if len(apart) else 0.0
-    worst = float(apart.max()) if len(apart) else 0.0
+    pair = _Pair(raw, session, scorer.calibrator, float(finite.std()) or 1.0)
+    apart = pair.apart(held, [("rows", held.num_rows)])
+    share, worst = float((apart > NEAR).mean()), float(apart.max())
     if share > SHARE:
         raise TwinError(
             f"the ONNX graph differs from the model by more than {NEAR:g} on {share:.2%} of "
-            f"{len(apart)} {name}, by {worst:.2g} at worst."
+            f"{len(apart)} rows, by {worst:.2g} at worst."
         )
-    return {name: rows.num_rows, f"{name}_share": share, f"{name}_worst": worst}
+    tried = _exact(pair.apart(made.rows, made.lots), made.lots)
+    lots = [("golden rows", golden.num_rows)]
+    _exact(pair.apart(golden, lots), lots)
+    # As a server will ask for them, which knows of no spread.
+    given, wanted = session.output(_columns(golden)), _native(raw, golden)
+    target, calibrator = scorer.schema.target, scorer.calibrator
+    given, wanted = (calibrated(output, target, calibrator) for output in (given, wanted))
+    if not np.allclose(given, wanted, rtol=NEAR, atol=NEAR):
+        raise TwinError("the ONNX graph answers golden rows otherwise than the model.")
+    return {
+        "rows": len(apart),
+        "rows_share": share,
+        "rows_worst": worst,
+        "probes": made.rows.num_rows,
+        "probes_worst": tried,
+        "splits_tried": made.splits,
+    }
+
+
+def _exact(apart: Floats, lots: Lots) -> float:
+    """The largest difference; raises TwinError where one is larger than `NEAR`."""
+    if (apart > NEAR).any():
+        raise TwinError(
+            f"the ONNX graph differs from the model by more than {NEAR:g} on "
+            f"{_lot(apart > NEAR, lots)}, by {apart.max():.2g} at worst."
+        )
+    return float(apart.max(initial=0.0))
+
+
+def _lot(wrong: Any, lots: Lots) -> str:
+    """What the first of the wrong rows tries."""
+    ends = np.cumsum([count for _, count in lots])
+    return lots[int(np.searchsorted(ends, np.flatnonzero(wrong)[0], side="right"))][0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A model and what may become its twin, asked the same rows."""
+
+    scorer: Scorer  # before calibration
+    session: Session
+    calibrator: Calibrator | None
+    spread: float  # of a regression's outputs
+
+    def apart(self, rows: pa.Table, lots: Lots) -> Floats:
+        """By how much they differ in each row, before or after calibration, whichever is more;
+        0 where both refuse. Raises TwinError where one refuses or the labels differ.
+        """
+        native, onnx = _native(self.scorer, rows), self.session.output(_columns(rows))
+        refused = _by_row(~np.isfinite(native))
+        wrong = refused != _by_row(~np.isfinite(onnx))
+        if wrong.any():
+            raise TwinError(f"the ONNX graph refuses other {_lot(wrong, lots)} than the model.")
+        answered = np.flatnonzero(~refused)
+        found = np.zeros(rows.num_rows)
+        for one, other, spread in self._stages(native[answered], onnx[answered]):
+            wrong = answered[self._labels(one) != self._labels(other)]
+            if len(wrong):
+                place = np.isin(np.arange(rows.num_rows), wrong)
+                raise TwinError(
+                    f"the ONNX graph gives other labels on {_lot(place, lots)} than the model."
+                )
+            with np.errstate(all="ignore"):  # too far apart for a float is far
+                apart = np.where(one == other, 0.0, np.abs(one - other))
+                if self.scorer.schema.target.task == "regression":
+                    apart = apart / np.maximum(np.abs(one), spread)
+            apart = np.where(np.isnan(apart), np.inf, apart)
+            apart = apart.max(axis=1) if apart.ndim > 1 else apart
+            found[answered] = np.maximum(found[answered], apart)
+        return found
+
+    def _stages(self, native: Floats, onnx: Floats) -> Iterator[tuple[Floats, Floats, float]]:
+        """What is compared: outputs, and what a client gets of them; with their spread."""
+        yield native, onnx, self.spread
+        if self.calibrator is not None:
+            target = self.scorer.schema.target
+            with np.errstate(all="ignore"):
+                one, other = (self.calibrator.apply(o, target) for o in (native, onnx))
+            yield one, other, abs(self.calibrator.scale) * self.spread or 1.0
+
+    def _labels(self, output: Floats) -> Any:
+        """The label of each row as a number; the same for all in a regression."""
+        task = self.scorer.schema.target.task
+        if task == "regression":
+            return np.zeros(len(output))
+        return output > 0.5 if task == "binary" else output.argmax(axis=1)
 
 
 def _by_row(bad: Any) -> Any:
@@ -156,163 +206,6 @@ def _spaced(rows: pa.Table, size: int) -> pa.Table:
     if rows.num_rows <= size:
         return rows
     return rows.take(np.linspace(0, rows.num_rows - 1, size).astype(np.int64))
-
-
-# --- rows that try the edges ---
-
-
-def _made(scorer: Scorer, rows: pa.Table) -> tuple[int, pa.Table]:
-    """How many splits there are, and rows that differ from the given ones in few values."""
-    if not rows.num_rows:
-        raise TwinError("there are no rows to prove a twin on.")
-    found, splits = [], 0
-    for place, count, values in _at_splits(scorer, rows):
-        splits += count
-        found.append(_replaced(rows, place, pa.array(values, pa.float64())))
-    few = min(EACH, rows.num_rows)
-    for place, feature in enumerate(scorer.schema.features):
-        if feature.nullable:
-            found.append(_replaced(rows, place, pa.nulls(few, feature.arrow)))
-        if feature.kind == "category":
-            texts = [*feature.levels, *[UNSEEN, "", "\x00", " "] * (few // 4 + 1)]
-            found.append(_replaced(rows, place, pa.array(texts, pa.string())))
-        if feature.kind == "number":
-            signed = [sign * value for value in EXTREMES for sign in (1, -1)]
-            found.append(_replaced(rows, place, pa.array(signed, pa.float64())))
-    empty = rows.slice(0, 1)
-    for place, feature in enumerate(scorer.schema.features):
-        if feature.nullable:
-            empty = empty.set_column(place, feature.name, pa.nulls(1, feature.arrow))
-    return splits, pa.concat_tables([*found, empty])
-
-
-def _replaced(rows: pa.Table, place: int, values: pa.Array) -> pa.Table:
-    """As many rows as values, taken from all over the given ones, with the values in place."""
-    step = 7_919  # a prime, so that all rows have their turn
-    taken = rows.take(np.arange(len(values), dtype=np.int64) * step % rows.num_rows)
-    return taken.set_column(place, rows.column_names[place], values)
-
-
-def _at_splits(scorer: Scorer, rows: pa.Table) -> Iterator[tuple[int, int, Floats]]:
-    """For each number: its place, how many splits see it, and values on both sides of each."""
-    steps = getattr(scorer.estimator, "steps", [("model", scorer.estimator)])
-    splits = sorted({split for model in _models(steps[-1][1]) for split in thresholds(model)})
-    chosen = np.linspace(0, len(splits) - 1, min(SPLITS, len(splits))).astype(int)
-    columns = np.array([splits[place][0] for place in chosen], dtype=int)
-    values = np.array([splits[place][1] for place in chosen], dtype=float)
-    for place, feature in enumerate(scorer.schema.features):
-        if feature.kind != "number":
-            continue
-        edges = np.array(feature.edges, dtype=float)
-        crossings = [edges]
-        count = 0
-        if splits:
-            seen = _Seen(scorer, steps[:-1], rows.slice(0, 1), place)
-            own = np.isin(columns, seen.columns)
-            count = int(own.sum())
-            ends = np.array([edges.min(), edges.max()] if len(edges) > 1 else [0.0, 1.0])
-            crossings.append(seen.crossings(columns[own], values[own], ends))
-        yield place, count, _around(np.concatenate(crossings))
-
-
-def _models(model: Any) -> Iterator[Any]:
-    """The models of trees in a model, itself or what it votes, stacks or calibrates."""
-    try:
-        next(thresholds(model), None)
-        yield model
-    except TwinError:
-        held = getattr(model, "estimators_", getattr(model, "calibrated_classifiers_", ()))
-        held = [*np.ravel(held), getattr(model, "estimator", None)]
-        for part in held:
-            if part is not None and not isinstance(part, str):
-                yield from _models(part)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """How the model, behind the steps before it, sees one feature of one row."""
-
-    scorer: Scorer
-    steps: Sequence[tuple[str, Any]]
-    row: pa.Table
-    place: int
-
-    def __call__(self, values: Floats) -> Floats:
-        rows = _replaced(self.row, self.place, pa.array(values, pa.float64()))
-        seen: Any = self.scorer.schema.frame(rows)
-        for _, step in self.steps:
-            if not isinstance(step, str) and step is not None:
-                seen = step.transform(seen)
-        seen = seen.toarray() if hasattr(seen, "toarray") else np.asarray(seen)
-        return np.asarray(seen, dtype=float) if seen.dtype.kind in "fiub" else _numbers(seen)
-
-    @property
-    def columns(self) -> Any:
-        """The model's columns that depend on the feature."""
-        seen = np.nan_to_num(self(np.array([-1e6, 0.0, 1e6])))  # of other features may be null
-        return np.flatnonzero((seen != seen[0]).any(axis=0))
-
-    def crossings(self, columns: Any, splits: Floats, ends: Floats) -> Floats:
-        """The largest values of the feature that the model sees on one side of each split: by
-        bisection of the floats themselves, since steps before the model round. `ends` are two
-        usual values of the feature: near the line through them lies most often what is sought.
-        """
-        if not len(splits):
-            return np.empty(0)
-        lines = np.arange(len(splits))
-        if (self(splits)[lines, columns] == splits).all():  # the model sees the values themselves
-            return splits
-        first, last = self(ends)[:, columns]
-        with np.errstate(all="ignore"):
-            line = ends[0] + (splits - first) * ((ends[1] - ends[0]) / (last - first))
-            slack = 1e-10 * (np.abs(line) + np.ptp(ends))
-            guess = np.stack([line - slack, line + slack])
-        bounds = np.where(np.abs(guess) < FAR, guess, [[-FAR], [FAR]])
-        below = [self(bound)[lines, columns] <= splits for bound in bounds]
-        lost = below[0] == below[1]
-        bounds[:, lost] = [[-FAR], [FAR]]
-        low, high = _ordinal(bounds[0]), _ordinal(bounds[1])
-        start = np.where(lost, self(bounds[0])[lines, columns] <= splits, below[0])
-        for _ in range(64):
-            middle = (low >> 1) + (high >> 1) + (low & high & 1)  # their sum would overflow
-            moving = middle > low
-            if not moving.any():
-                break
-            same = (self(_float(middle))[lines, columns] <= splits) == start
-            low, high = np.where(same & moving, middle, low), np.where(same, high, middle)
-        return _float(low)
-
-
-def _numbers(seen: Any) -> Floats:
-    """A frame of texts and numbers as numbers alone; the texts are none of the feature's."""
-    made = np.full(seen.shape, np.nan)
-    for column in range(seen.shape[1]):
-        if not any(isinstance(value, str) for value in seen[:, column]):
-            made[:, column] = seen[:, column].astype(float)
-    return made
-
-
-def _around(values: Floats) -> Floats:
-    """Each value with its neighbours in 64 and in 32 bits."""
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    up, down = np.float32(np.inf), np.float32(-np.inf)
-    near = [values, np.nextafter(values, np.inf), np.nextafter(values, -np.inf)]
-    near.append(np.nextafter(near[1], np.inf))
-    near += [single, np.nextafter(single, up), np.nextafter(single, down)]
-    found = np.unique(np.concatenate(near).astype(float))
-    return np.asarray(found[np.isfinite(found)])
-
-
-def _ordinal(values: Floats) -> Any:
-    """Whole numbers in the order of the floats, one for each."""
-    bits = values.view(np.int64)
-    return np.where(bits < 0, np.int64(-(2**63)) - bits, bits)
-
-
-def _float(ordinals: Any) -> Floats:
-    bits = np.where(ordinals < 0, np.int64(-(2**63)) - ordinals, ordinals)
-    return np.asarray(bits.astype(np.int64).view(np.float64))
 
 
 def _versions() -> dict[str, Json]:
