@@ -254,7 +254,7 @@ def killed(folder, monkeypatch):
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Labels, "portions", kill)
+        patch.setattr(Labels, "erase", kill)
         with pytest.raises(KilledError):
             opened(folder).erase(NOW, ids=GONE)
     return opened(folder)
@@ -379,7 +379,7 @@ def test_an_unfinished_erasure_is_told_until_the_same_one_finishes_it(root, caps
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Labels, "portions", kill)
+        patch.setattr(Labels, "erase", kill)
         with pytest.raises(KilledError):
             said(capsys, *named, *place)
     (left,) = project(root).journal.unfinished()

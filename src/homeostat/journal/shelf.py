@@ -123,7 +123,7 @@ class Shelf:
 
     def clear(self) -> None:
         self._raw: list[tuple[bytes, Places, int]] = []
-        self._loose = self._columns.empty_table()
+        self._loose: list[pa.Table] = []
         self._stored: list[Piece] = []
         self._spool: _Spool | None = None
         self._bound = 0
@@ -134,26 +134,30 @@ class Shelf:
     def drop(self, bound: int) -> bool:
         self._bound = bound
         self._stored = [piece for piece in self._stored if piece.top >= bound]
-        self._loose = self._loose.filter(pc.greater_equal(self._loose.columns[-1], bound))
+        self._loose = [
+            part.filter(pc.greater_equal(part.columns[-1], bound)) for part in self._loose
+        ]
         return True
 
     def settle(self) -> None:
         """Parse what was added. Raises pa.ArrowInvalid for what are no records."""
         raw, self._raw = self._raw, []
-        fresh = [self._parsed(*one) for one in raw]
-        if not fresh:
-            return
-        rows = pa.concat_tables([self._loose, *fresh])
-        rows = (join.ordered(rows) if self._ordered else rows).combine_chunks()
-        if rows.nbytes > LOOSE:
-            self._store(rows)
-            rows = self._columns.empty_table()
-        self._loose = rows
+        self._loose += [self._parsed(*one) for one in raw]
+        if sum(part.nbytes for part in self._loose) > LOOSE:
+            self._store(self._merged())
+            self._loose = []
 
     def shelved(self) -> Shelved:
         """The rows of this moment; what comes later changes nothing of it."""
-        loose = [self._piece(part, partial(_itself, part)) for part in self._parts(self._loose)]
+        if self._loose:
+            self._loose = [self._merged()]
+        parts = [part for rows in self._loose for part in self._parts(rows)]
+        loose = [self._piece(part, partial(_itself, part)) for part in parts]
         return Shelved(self._columns, (*self._stored, *loose), self._bound)
+
+    def _merged(self) -> pa.Table:
+        rows = pa.concat_tables(self._loose)
+        return (join.ordered(rows) if self._ordered else rows).combine_chunks()
 
     def _parsed(self, data: bytes, ends: Places, offset: int) -> pa.Table:
         rows = lines.decode(data, self._schema)
