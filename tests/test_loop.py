@@ -715,7 +715,7 @@ def test_a_turn_seals_what_is_old_enough_and_the_next_one_reads_it_all_the_same(
         assert outcome.decision.trigger != "failed"
         assert loop.journal.sealed.rows > 0
         again = loop.monitor()
-    assert (again.state, again.history) == (outcome.evidence.state, outcome.evidence.history)
+    assert (again.rows, again.history) == (outcome.evidence.rows, outcome.evidence.history)
     after = project(root).journal.read(Window(START, START + DRIFTED * DAY))
     ids = before.column("prediction_id").to_pylist()
     assert [name for name in after.column("prediction_id").to_pylist() if name in set(ids)] == ids

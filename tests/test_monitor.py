@@ -96,6 +96,30 @@ def test_a_moved_column_is_drift_with_its_numbers_in_the_reason():
     assert found.reason.startswith("1 of 3 columns drifted, most of all 'temp' (distance 0.")
 
 
+def test_columns_that_come_apart_are_drift_though_each_is_as_it_was():
+    rng = np.random.default_rng(4)
+    temp = {count: rng.normal(size=count) for count in (14_000, 700)}
+    old = rows(14_000, Window(START, WEEK.start), seed=0, temp=temp[14_000], wind=temp[14_000])
+    subject = replace(SUBJECT, reference=Profile.of(old, SCHEMA, block=DAY))
+    together = look(rows(700, temp=temp[700], wind=temp[700]), subject=subject)
+    assert together.state is State.STABLE
+    assert not together.joint_drift.drifted
+    apart = look(rows(700), subject=subject)
+    assert (apart.state, apart.data_drift) == (State.DRIFT, True)
+    assert not any(column.drifted for column in apart.columns)
+    assert apart.reason.startswith("None of 3 columns drifted by itself on 700 rows, but together")
+
+
+def test_the_false_alarms_to_be_expected_are_told_where_they_are_known():
+    assert look(rows(700)).false_alarms_per_year == pytest.approx(0.01 * 365.25 / 7)
+    day = replace(SUBJECT, reference=Profile.of(rows(900, seed=3).slice(0, 100), SCHEMA, block=DAY))
+    unknown = look(rows(700), subject=day)
+    assert unknown.false_alarms_per_year is None
+    assert unknown.reason.endswith(
+        "the reference has too few blocks to tell how this stream varies."
+    )
+
+
 def test_worse_predictions_hurt_although_no_column_moved():
     found = look(rows(1400, noise=0.9))
     assert found.state is State.STABLE

@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -121,6 +123,55 @@ def test_adjacent_windows_share_no_block():
     assert left + right == found
     assert left.rows == 16
     assert not found.select(Window(START - DAY, START)).rows
+
+
+def test_each_pair_of_features_has_the_sum_of_the_products_of_its_scores():
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "at": START + timedelta(hours=int(hour)),
+            "height": float(rng.choice([0.5, 1.5, 2.5])),
+            "site": str(rng.choice(["a", "b", "new"])),
+            "open": bool(rng.integers(2)),
+            "rows": None,
+        }
+        for hour in range(60)
+    ]
+    found = profile(rows)
+    height = {0.5: -16, 1.5: 0, 2.5: 16}
+    site = {"a": -16, "b": 16, "new": -16}
+    flag = {False: -16, True: 16}
+    for place, block in enumerate(found.blocks):
+        inside = [r for r in rows if (r["at"] - EPOCH) // DAY == block]
+        expected = [
+            sum(height[r["height"]] * site[r["site"]] for r in inside),
+            sum(height[r["height"]] * flag[r["open"]] for r in inside),
+            0,
+            sum(site[r["site"]] * flag[r["open"]] for r in inside),
+            0,
+            0,
+        ]
+        assert found.products[place].tolist() == expected
+    assert found.only(["height", "open"]).products[:, 0].tolist() == found.products[:, 1].tolist()
+    assert found.only(["open", "height"]).names == ("height", "open")
+
+
+def test_a_file_of_the_first_format_is_read_and_has_no_products():
+    rows = [{"at": START, "height": 1.5}, {"at": START + DAY, "site": "b"}]
+    now = profile(rows)
+    with pa.ipc.open_stream(now.to_bytes()) as reader:
+        table = reader.read_all()
+    header = json.loads(table.schema.metadata[b"homeostat.profile"])
+    old = table.drop_columns(["products of scores"]).replace_schema_metadata(
+        {"homeostat.profile": json.dumps(header | {"format": 1})}
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, old.schema) as writer:
+        writer.write_table(old)
+    found = Profile.from_bytes(sink.getvalue().to_pybytes())
+    assert found.products.shape == (2, 0)
+    assert found == replace(now, products=found.products)
+    assert Profile.from_bytes(found.to_bytes()) == found
 
 
 def test_no_rows_are_a_profile_too():

@@ -212,6 +212,8 @@ def full():
             Finding("empty_column", "block", "gone", 1.0, 0.1, "All null."),
         ),
         prediction_drift=replace(calm, column="prediction"),
+        joint_drift=replace(drift, column="joint"),
+        false_alarms_per_year=0.52,
         performance=Performance("log_loss", interval, None, {"auc": 0.7}),
         evidently={"drifted_share": 0.5, "dataset_drift": True, "columns": {}},
     )

@@ -6,17 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from homeostat.build import Project, load_project
+    from homeostat.monitor.compare import DriftReport, compare
     from homeostat.predictor import Predictor
     from homeostat.profile import Profile
     from homeostat.replay import replay
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "Profile", "Project", "__version__", "load_project", "replay"]
+__all__ = [
+    "DriftReport",
+    "Predictor",
+    "Profile",
+    "Project",
+    "__version__",
+    "compare",
+    "load_project",
+    "replay",
+]
 
 _HOMES = {
+    "DriftReport": "homeostat.monitor.compare",
     "Predictor": "homeostat.predictor",
     "Profile": "homeostat.profile",
     "Project": "homeostat.build",
+    "compare": "homeostat.monitor.compare",
     "load_project": "homeostat.build",
     "replay": "homeostat.replay",
 }

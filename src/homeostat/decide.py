@@ -148,15 +148,19 @@ def _harm(evidence: Evidence) -> str:
 
 def _drift(evidence: Evidence) -> str:
     drifted = sorted((c for c in evidence.columns if c.drifted), key=_rank)
-    prediction = evidence.prediction_drift
+    prediction, joint = evidence.prediction_drift, evidence.joint_drift
     shifted = prediction is not None and prediction.drifted
-    if not drifted and not shifted:
+    together = joint is not None and joint.drifted
+    if not drifted and not shifted and not together:
         return f"The window drifted: {_sentence(evidence)}"
     parts = []
     if drifted:
         named = [f"{c.column[:40]} {c.distance:.2f} > {c.threshold:.2f}" for c in drifted[:NAMED]]
         total = len(evidence.columns)
         parts.append(f"{len(drifted)} of {total} columns drifted ({_listed(named, len(drifted))})")
+    if joint is not None and together:
+        measured = f"{joint.test[:80]}, {joint.distance:.2f} > {joint.threshold:.2f}"
+        parts.append(f"the columns drifted together ({measured})")
     if prediction is not None and shifted:
         measured = f"{prediction.distance:.2f} > {prediction.threshold:.2f}"
         parts.append(f"the predictions drifted ({measured})")

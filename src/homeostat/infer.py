@@ -7,7 +7,7 @@ model can be served with are refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from homeostat.errors import SchemaError
@@ -37,16 +37,28 @@ def infer(
             f"the target {target!r} is not a column.",
             hint=f"Columns are {', '.join(map(str, frame.columns[:40]))}.",
         )
+    found = features(frame, exclude={target, *exclude}, learned=learned)
+    if not found:
+        raise SchemaError("no feature is left beside target and time.")
+    return Schema(found, _target(frame[target], task))
+
+
+def features(
+    frame: pd.DataFrame, *, exclude: Iterable[str] = (), learned: bool = True
+) -> tuple[Feature, ...]:
+    """The features that the columns of a frame are, but for reserved and excluded ones.
+
+    With `learned` they have the edges, levels and examples of its rows. Raises SchemaError for
+    two columns of one name and for one that is no feature, naming it.
+    """
     if len(set(frame.columns)) != len(frame.columns):
         raise SchemaError("two columns have the same name.", hint="Rename one in load().")
-    skip = {target, *exclude} | RESERVED
+    skip = set(exclude) | RESERVED
     columns = {str(name): frame[name] for name in frame.columns if name not in skip}
-    features = tuple(_feature(name, column) for name, column in columns.items())
-    if not features:
-        raise SchemaError("no feature is left beside target and time.")
-    if learned:
-        features = tuple(f.learned_from(columns[f.name].dropna()) for f in features)
-    return Schema(features, _target(frame[target], task))
+    found = tuple(_feature(name, column) for name, column in columns.items())
+    if not learned:
+        return found
+    return tuple(f.learned_from(columns[f.name].dropna()) for f in found)
 
 
 def _feature(name: str, column: pd.Series[Any]) -> Feature:

@@ -1,8 +1,9 @@
 """Profiles: what the drift tests and the quality checks know of rows, as integer counts.
 
 Takes rows and the schema that holds their bins. Gives, per block of event time and per column, how
-many rows fell into each cell; profiles of the same bins add up to the same bits in whatever order
-and partition their rows came, so a window or a reference is a sum of blocks.
+many rows fell into each cell, and per pair of features a sum that tells how they go together;
+profiles of the same bins add up to the same bits in whatever order and partition their rows came,
+so a window or a reference is a sum of blocks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
 
     Counts: TypeAlias = NDArray[np.int64]
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, FORMAT)  # format 1 has no products
+PRODUCTS = "products of scores"
+PAIRED = 40
+"""Features, the first ones, of which every pair is summed: pairs grow with their square."""
+
+STEPS = 16  # scores lie between minus this and this
 PREDICTION = "prediction"
 """The model's output as one more column; the name is reserved, so no feature can have it."""
 
@@ -52,13 +59,33 @@ class Column:
     ordered: bool  # the cells before null have a meaningful order
     bins: str  # twelve hex digits of the edges or levels: equal only if the cells mean the same
 
+    @property
+    def scores(self) -> Counts:
+        """A whole number from −16 to 16 for each cell, shape (cells,): what pairs are summed by.
+
+        Numbers and booleans: evenly spaced in the order of the cells. Categories: −16 and 16 in
+        turn, since levels have no order. Null is 0.
+        """
+        held = self.cells - 1
+        places = np.arange(held)
+        if self.kind == "category":
+            values = np.where(places % 2 == 0, -STEPS, STEPS)
+        else:
+            values = np.rint(STEPS * (2 * places - (held - 1)) / max(held - 1, 1))
+        return np.append(values, 0).astype(np.int64)
+
+
+_NO_PAIRS = np.zeros((0, 0), dtype=np.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class Profile:
     """Counts of rows by block and cell; immutable, and summed with `+`.
 
     `blocks` are block numbers since 1970, ascending, shape (blocks,); `sizes` the rows of each,
-    shape (blocks,); `counts` one array of shape (blocks, cells) for each of `columns`.
+    shape (blocks,); `counts` one array of shape (blocks, cells) for each of `columns`; `products`
+    the sums over rows of s_i·s_j for each pair i < j of the first forty features, where s is the
+    `Column.scores` of the row's cell, shape (blocks, pairs). A profile of format 1 has no pairs.
     """
 
     block: timedelta
@@ -67,9 +94,12 @@ class Profile:
     sizes: Counts
     counts: tuple[Counts, ...]
     output_edges: tuple[float, ...] = ()  # bins of a regression's prediction; empty: not counted
+    products: Counts = field(default_factory=lambda: _NO_PAIRS)
 
     def __post_init__(self) -> None:
-        for array in (self.blocks, self.sizes, *self.counts):
+        if not self.products.shape[1]:
+            object.__setattr__(self, "products", np.zeros((len(self.blocks), 0), dtype=np.int64))
+        for array in self._arrays:
             array.setflags(write=False)
 
     @classmethod
@@ -95,6 +125,8 @@ class Profile:
         edges = tuple(map(float, output_edges))
         features = _counted(schema, edges)
         cells = [_cells(rows, feature, column) for feature, column in features]
+        paired = zip(features[:-1][:PAIRED], cells, strict=False)
+        scores = [column.scores[cell] for (_, column), cell in paired]
         return cls(
             block,
             tuple(column for _, column in features),
@@ -105,6 +137,7 @@ class Profile:
                 for (_, column), cell in zip(features, cells, strict=True)
             ),
             edges,
+            _products(scores, place, len(blocks)),
         )
 
     @property
@@ -122,11 +155,27 @@ class Profile:
                 return column, counts
         raise KeyError(name)
 
+    def only(self, names: Sequence[str]) -> Profile:
+        """The columns of these names, in their order here; KeyError where there is none."""
+        places = {name: place for place, name in enumerate(self.names)}
+        kept = sorted(places[name] for name in names)
+        paired = min(PAIRED, sum(column.kind != "prediction" for column in self.columns))
+        products = self.products
+        if products.shape[1]:
+            left, right = np.triu_indices(paired, 1)
+            products = products[:, np.isin(left, kept) & np.isin(right, kept)]
+        return replace(
+            self,
+            columns=tuple(self.columns[place] for place in kept),
+            counts=tuple(self.counts[place] for place in kept),
+            products=products,
+        )
+
     def select(self, window: Window) -> Profile:
         """The blocks that begin within `window`, so that adjacent windows share none."""
         starts = self.blocks * (self.block // MICROSECOND)
         first, last = ((t - EPOCH) // MICROSECOND for t in (window.start, window.end))
-        return self._take((starts >= first) & (starts < last))
+        return self.take((starts >= first) & (starts < last))
 
     def __add__(self, other: Profile) -> Profile:
         """All rows of both. Raises SchemaError when their bins or blocks differ."""
@@ -152,6 +201,7 @@ class Profile:
             blocks=blocks,
             sizes=merged(self.sizes, other.sizes),
             counts=tuple(merged(left, right) for left, right in pairs),
+            products=merged(self.products, other.products),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -165,10 +215,10 @@ class Profile:
     __hash__ = None  # type: ignore[assignment]  # as any value that holds arrays
 
     def to_bytes(self) -> bytes:
-        """A compressed Arrow IPC stream: `block`, `rows`, then one list of counts per column."""
+        """A compressed Arrow IPC stream: `block`, `rows`, a list of counts per column, products."""
         lists = [
             pa.FixedSizeListArray.from_arrays(pa.array(counts.ravel()), counts.shape[1])
-            for counts in self.counts
+            for counts in (*self.counts, *([self.products] if self.products.shape[1] else []))
         ]
         header = {
             "format": FORMAT,
@@ -177,7 +227,8 @@ class Profile:
             "output_edges": self.output_edges,
         }
         arrays = [pa.array(self.blocks), pa.array(self.sizes), *lists]
-        names = ["block", "rows", *self.names]
+        products = [PRODUCTS] if self.products.shape[1] else []
+        names = ["block", "rows", *self.names, *products]
         table = pa.Table.from_arrays(arrays, names=names).replace_schema_metadata(
             {"homeostat.profile": json.dumps(header)}
         )
@@ -196,31 +247,37 @@ class Profile:
             header = json.loads((table.schema.metadata or {})[b"homeostat.profile"])
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise SchemaError("these bytes are no profile.") from error
-        if header.get("format") != FORMAT:
+        if header.get("format") not in READ:
             raise SchemaError(
-                f"the profile has format {header.get('format')!r}, this version reads {FORMAT}.",
+                f"the profile has format {header.get('format')!r}; this version reads {READ}.",
                 hint="Install the version of homeostat that wrote it, or a newer one.",
             )
         columns = tuple(Column(*fields) for fields in header["columns"])
         blocks, sizes, *lists = (_array(column) for column in table.columns)
+        products = _NO_PAIRS
+        if len(lists) > len(columns):
+            pairs = table.schema.field(-1).type.list_size
+            products = lists.pop().reshape(len(blocks), pairs)
         counts = (c.reshape(-1, column.cells) for c, column in zip(lists, columns, strict=True))
-        length = header["block"] * MICROSECOND
-        return cls(length, columns, blocks, sizes, tuple(counts), tuple(header["output_edges"]))
+        length, edges = header["block"] * MICROSECOND, tuple(header["output_edges"])
+        return cls(length, columns, blocks, sizes, tuple(counts), edges, products)
 
     @property
     def _layout(self) -> tuple[Any, ...]:
-        return self.block, self.columns, self.output_edges
+        return self.block, self.columns, self.output_edges, self.products.shape[1]
 
     @property
     def _arrays(self) -> tuple[Counts, ...]:
-        return self.blocks, self.sizes, *self.counts
+        return self.blocks, self.sizes, *self.counts, self.products
 
-    def _take(self, chosen: NDArray[np.bool_]) -> Profile:
+    def take(self, chosen: NDArray[np.bool_] | Counts) -> Profile:
+        """Some of the blocks, by a mask or by their places."""
         return replace(
             self,
             blocks=self.blocks[chosen],
             sizes=self.sizes[chosen],
             counts=tuple(counts[chosen] for counts in self.counts),
+            products=self.products[chosen],
         )
 
 
@@ -321,3 +378,19 @@ def _tally(place: Counts, cell: Counts, blocks: int, cells: int) -> Counts:
     counted = cell >= 0
     flat = np.bincount(place[counted] * cells + cell[counted], minlength=blocks * cells)
     return flat.astype(np.int64).reshape(blocks, cells)
+
+
+def _products(scores: Sequence[Counts], place: Counts, blocks: int) -> Counts:
+    """Σ s_i·s_j over the rows of each block, for each pair i < j, shape (blocks, pairs)."""
+    if not scores:
+        return np.zeros((blocks, 0), dtype=np.int64)
+    order = np.argsort(place, kind="stable")
+    # Doubles hold these whole numbers exactly, and their matrix product is the fast one.
+    table = np.stack(scores, axis=1).astype(np.float64)[order]
+    ends = np.searchsorted(place[order], np.arange(blocks + 1))
+    above = np.triu_indices(len(scores), 1)
+    sums = np.zeros((blocks, len(above[0])), dtype=np.int64)
+    for number in range(blocks):
+        rows = table[ends[number] : ends[number + 1]]
+        sums[number] = (rows.T @ rows)[above]
+    return sums

@@ -104,14 +104,14 @@ class ColumnDrift:
     """How far one column of the window lies from the champion's reference."""
 
     column: str
-    test: str  # statistic and null, e.g. "ks, blocks"
+    test: str  # what was compared and the null, e.g. "location, blocks"
     distance: float  # 0 = the same; larger means more drift
     threshold: float  # drifted is distance > threshold
     p_value: float
-    adjusted_p_value: float  # Holm over the columns of this window
+    adjusted_p_value: float  # over all tests of this window
     drifted: bool
     minimum_detectable_shift: float  # the smallest distance that would have been called drift
-    windows: int  # disjoint reference windows the null rests on; 0 = independent rows assumed
+    windows: int  # disjoint stretches of the reference the null rests on; 0 = independent rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,8 @@ class Evidence:
     columns: tuple[ColumnDrift, ...] = ()
     findings: tuple[Finding, ...] = ()
     prediction_drift: ColumnDrift | None = None
+    joint_drift: ColumnDrift | None = None  # what no column shows by itself
+    false_alarms_per_year: float | None = None  # to be expected; None where not calibrated
     performance: Performance | None = None
     evidently: Mapping[str, Json] = field(default_factory=dict)
     history: int = 0  # labelled rows in the whole journal that are old enough to be judged

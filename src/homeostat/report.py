@@ -153,6 +153,8 @@ def to_status(evidence: Evidence) -> dict[str, Json]:
         "quality": quality.get(None, []),
         "features": {n: {**tested.get(n, {}), "quality": quality.get(n, [])} for n in names},
         "prediction_drift": evidence.prediction_drift and _drift_json(evidence.prediction_drift),
+        "joint_drift": evidence.joint_drift and _drift_json(evidence.joint_drift),
+        "false_alarms_per_year": evidence.false_alarms_per_year,
         "performance": evidence.performance and asdict(evidence.performance),
         "evidently": dict(evidence.evidently),
         "versions": dict(_versions()),
@@ -166,7 +168,7 @@ def from_status(content: Mapping[str, Json]) -> Evidence:
     if content["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"schema_version {content['schema_version']!r} is not {SCHEMA_VERSION}")
     window, reference = content["window"], content["reference"]
-    predicted = content["prediction_drift"]
+    predicted, together = content["prediction_drift"], content.get("joint_drift")
     return Evidence(
         window=Window(_time(window["start"]), _time(window["end"])),
         release=reference["release"],
@@ -185,6 +187,8 @@ def from_status(content: Mapping[str, Json]) -> Evidence:
         ),
         findings=tuple(_findings(content)),
         prediction_drift=_drift("prediction", predicted) if predicted else None,
+        joint_drift=_drift("joint", together) if together else None,
+        false_alarms_per_year=content.get("false_alarms_per_year"),
         performance=_performance(content["performance"]),
         evidently=content["evidently"],
         created_at=_time(content["created_at"]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import pyarrow as pa
@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from homeostat.contracts import Reporter
 from homeostat.errors import cause
-from homeostat.monitor import drift, performance, quality
+from homeostat.monitor import performance, quality
+from homeostat.monitor.drift import NOTHING, Drift, drift
 from homeostat.profile import PREDICTION, Profile
 from homeostat.records import (
     ColumnDrift,
@@ -37,6 +38,11 @@ from homeostat.schema import Schema
 from homeostat.settings import Monitor
 
 T = TypeVar("T")
+
+YEAR = timedelta(days=365.25)
+UNCALIBRATED = (
+    "This is not calibrated: the reference has too few blocks to tell how this stream varies."
+)
 
 __all__ = ["Subject", "examine"]
 
@@ -100,7 +106,7 @@ class _Found:
 
     findings: tuple[Finding, ...] = ()
     evidently: Mapping[str, Json] = field(default_factory=dict)
-    columns: tuple[ColumnDrift, ...] = ()
+    drift: Drift = NOTHING
     prediction: ColumnDrift | None = None
     performance: Performance | None = None
     failures: list[str] = field(default_factory=list)
@@ -142,7 +148,9 @@ def examine(
     found = _look(scene, reporter)
     evidence = replace(
         evidence,
-        columns=found.columns,
+        columns=found.drift.columns,
+        joint_drift=found.drift.joint,
+        false_alarms_per_year=_false_alarms(scene, found.drift),
         findings=found.findings,
         prediction_drift=found.prediction,
         performance=found.performance,
@@ -223,7 +231,7 @@ def _look(scene: _Scene, reporter: Reporter) -> _Found:
     bad = {finding.column for finding in found.broken}
     sound = [name for name in subject.schema.names if name not in bad]
     if profile is not None:
-        found.columns = found.stage("drift", lambda: _drift(scene, profile, sound), ())
+        found.drift = found.stage("drift", lambda: _drift(scene, profile, sound), found.drift)
     found.prediction = found.stage("prediction drift", lambda: _prediction_drift(scene), None)
     scope = performance.Scope(subject.release, scene.mature_until, settings.block, subject.baseline)
     found.performance = found.stage(
@@ -236,11 +244,16 @@ def _quality(scene: _Scene, profile: Profile) -> tuple[Finding, ...]:
     return quality.quality(scene.subject.reference, profile, scene.window, scene.refused)
 
 
-def _drift(scene: _Scene, profile: Profile, columns: list[str]) -> tuple[ColumnDrift, ...]:
+def _drift(scene: _Scene, profile: Profile, columns: list[str]) -> Drift:
     alpha, least = scene.settings.alpha, scene.settings.min_effect
-    return drift.drift(
-        scene.subject.reference, profile, alpha=alpha, min_effect=least, columns=columns
-    )
+    return drift(scene.subject.reference, profile, alpha=alpha, min_effect=least, columns=columns)
+
+
+def _false_alarms(scene: _Scene, found: Drift) -> float | None:
+    """To be expected in a year of disjoint windows in which nothing changes."""
+    if not found.calibrated:
+        return None
+    return scene.settings.alpha * (YEAR / scene.window.length)
 
 
 def _prediction_drift(scene: _Scene) -> ColumnDrift | None:
@@ -248,7 +261,7 @@ def _prediction_drift(scene: _Scene) -> ColumnDrift | None:
     own = scene.own
     if own.num_rows < scene.settings.min_rows:
         return None
-    return next(iter(_drift(scene, scene.profile(own), [PREDICTION])), None)
+    return next(iter(_drift(scene, scene.profile(own), [PREDICTION]).columns), None)
 
 
 def _weighed(evidence: Evidence, found: _Found, settings: Monitor) -> Evidence:
@@ -261,15 +274,15 @@ def _weighed(evidence: Evidence, found: _Found, settings: Monitor) -> Evidence:
     if settings.detector == "evidently":
         drifted = bool(found.evidently["dataset_drift"])
     else:
-        drifted = any(column.drifted for column in found.columns)
+        drifted = found.drift.drifted
     if found.broken:
         message = found.broken[0].message
         broken = replace(evidence, state=State.BROKEN_DATA, reason=f"Broken data: {message}")
-        if any(finding.column is None for finding in found.broken) or not found.columns:
+        if any(finding.column is None for finding in found.broken) or not found.drift.columns:
             return broken
         # The sound columns were tested, so their drift stands.
         return replace(broken, data_drift=drifted, carried_over=False)
-    if not found.columns:
+    if not found.drift.columns:
         reason = "No column has rows in both the window and the reference."
         return replace(evidence, state=State.INSUFFICIENT_DATA, reason=reason)
     return replace(
@@ -285,19 +298,28 @@ def _reason(evidence: Evidence, found: _Found, settings: Monitor) -> str:
     if settings.detector == "evidently":
         share = found.evidently.get("drifted_share", 0.0)
         return f"Evidently calls {share:.0%} of the columns drifted, on {evidence.rows} rows."
-    drifted = [column for column in found.columns if column.drifted]
-    total = len(found.columns)
-    furthest = max(drifted or found.columns, key=lambda c: c.distance / c.threshold)
+    columns, together = found.drift.columns, found.drift.joint
+    drifted = [column for column in columns if column.drifted]
+    total = len(columns)
+    furthest = max(drifted or columns, key=lambda c: c.distance / max(c.threshold, 1e-12))
     where = f"{furthest.column!r} (distance {furthest.distance:.3f}"
     if drifted:
-        return (
+        text = (
             f"{len(drifted)} of {total} columns drifted, most of all {where} over a threshold of "
             f"{furthest.threshold:.3f}), on {evidence.rows} rows."
         )
-    return (
-        f"None of {total} columns drifted on {evidence.rows} rows; nearest to it came {where} "
-        f"under a threshold of {furthest.threshold:.3f})."
-    )
+    elif together is not None and together.drifted:
+        text = (
+            f"None of {total} columns drifted by itself on {evidence.rows} rows, but together they "
+            f"did ({together.test}: distance {together.distance:.3f} over a threshold of "
+            f"{together.threshold:.3f})."
+        )
+    else:
+        text = (
+            f"None of {total} columns drifted on {evidence.rows} rows; nearest to it came {where} "
+            f"under a threshold of {furthest.threshold:.3f})."
+        )
+    return text if found.drift.calibrated else f"{text} {UNCALIBRATED}"
 
 
 def _labelled(rows: pa.Table) -> int:

@@ -1,0 +1,196 @@
+"""Columns: in what ways each column by itself may have moved, and how unusual that is.
+
+Takes one column's counts in reference and window. Gives for each aspect (location, spread, nulls
+and shape of a number; each level and the mix of a category) a distance, its p-value among
+independent rows and among stretches of the reference, and the smallest p-value of each stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from scipy import special
+
+from homeostat.monitor.nulls import (
+    MIN_EXPECTED,
+    BlocksNull,
+    RowsNull,
+    kolmogorov_smirnov,
+    pooled,
+    total_variation,
+)
+from homeostat.monitor.stretches import JACKKNIFE, Layout, Parts, means, two_sided
+from homeostat.profile import Column
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float64]
+    Counts: TypeAlias = NDArray[np.int64]
+
+Tail: TypeAlias = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """One test of the window: `blocks` and `rows` give its p-value at any distance."""
+
+    name: str
+    distance: float
+    blocks: Tail
+    rows: Tail
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The tests of one column, or of the columns together.
+
+    `smallest` is the smallest p-value of each stretch, shape (T,), empty without a layout.
+    """
+
+    aspects: tuple[Aspect, ...]
+    smallest: Floats
+
+    def nearest(self, calibrated: bool) -> Aspect:
+        """The aspect that comes closest to an alarm."""
+
+        def rank(aspect: Aspect) -> tuple[float, float]:
+            tails = (aspect.blocks(aspect.distance), aspect.rows(aspect.distance))
+            return tails if calibrated else tails[::-1]
+
+        return min(self.aspects, key=rank)
+
+
+def column_tests(column: Column, before: Counts, after: Counts, layout: Layout | None) -> Tested:
+    """Both with shape (blocks, cells), null last; without a layout rows are independent."""
+    scores, names = _scores(column, before, after)
+    parts = [
+        _contrasts(names, scores, before, after, layout),
+        _shape(column, before, after, layout),
+    ]
+    return Tested(
+        tuple(aspect for part in parts for aspect in part.aspects),
+        np.min([part.smallest for part in parts], axis=0),
+    )
+
+
+def _scores(column: Column, before: Counts, after: Counts) -> tuple[Floats, tuple[str, ...]]:
+    """A score for each cell and aspect, shape (cells, k): an aspect's contrast is a mean score.
+
+    Numbers: *location*, the ridit 2u − 1 of the pooled rows (Bross 1958, Biometrics 14:18), so that
+    a gap is P(X > Y) − P(X < Y), Cliff's delta; *spread*, |2u − 1|, the scores of Ansari and
+    Bradley (1960, Ann. Math. Stat. 31:1174); null is neutral in both; *nulls*, whether it is null.
+    Levels: whether it is this one, those together of which five are not expected in the window.
+    """
+    pool = before.sum(axis=0) + after.sum(axis=0)
+    if column.ordered:
+        return number_scores(pool), ("location", "spread", "nulls")
+    enough = pool * (after.sum() / pool.sum()) >= MIN_EXPECTED
+    scores = np.eye(len(pool))[:, enough]
+    if pool[~enough].sum():
+        scores = np.column_stack([scores, ~enough])
+    return scores, ("share of a level",) * scores.shape[1]
+
+
+def number_scores(pool: Counts) -> Floats:
+    """Location, spread and nulls, shape (cells, 3), from the counts of both samples together."""
+    filled = pool[:-1].astype(float)
+    rows = max(float(filled.sum()), 1.0)
+    place = np.append(2 * (np.cumsum(filled) - filled / 2) / rows - 1, 0.0)
+    far = np.abs(place)
+    far[:-1] -= far[:-1] @ filled / rows
+    far[-1] = 0.0
+    return np.column_stack([place, far, np.arange(len(pool)) == len(pool) - 1])
+
+
+def _contrasts(
+    names: tuple[str, ...], scores: Floats, before: Counts, after: Counts, layout: Layout | None
+) -> Tested:
+    pool = before.sum(axis=0) + after.sum(axis=0)
+    share = pool / pool.sum()
+    variance = np.maximum(0.0, share @ scores**2 - (share @ scores) ** 2)
+    n, m = float(before.sum()), float(after.sum())
+    alone = Layout(len(before), len(before), 1, np.zeros(0, dtype=np.int64))
+    sums = [(counts.sum(axis=1), counts @ scores) for counts in (before, after)]
+    parts = Parts.of(sums[0], sums[1], layout or alone, means)
+    gaps = parts.gaps()
+    smallest, scale = np.zeros(0), np.sqrt(variance * gaps.now)
+    if layout is not None:
+        p_values, scale = gaps.p_values(layout, variance)
+        smallest = p_values.min(axis=1)
+    windows = layout.windows if layout else 1
+    aspects = []
+    for place, name in enumerate(names):
+        gap, held = float(gaps.window[place]), float(sums[0][1].sum(axis=0)[place])
+        if name in {"location", "spread"}:
+            rows: Tail = partial(_gaussian, scale=float(np.sqrt(variance[place] * gaps.now)))
+        else:
+            rows = partial(_share, sign=np.sign(gap), before=held, n=n, m=m)
+        blocks = partial(_student, scale=float(scale[place]), windows=windows)
+        aspects.append(Aspect(name, abs(gap), blocks, rows))
+    return Tested(tuple(aspects), smallest)
+
+
+def _student(distance: float, scale: float, windows: int) -> float:
+    return float(two_sided(distance, scale, windows))
+
+
+def _gaussian(distance: float, scale: float) -> float:
+    if distance == 0:
+        return 1.0
+    return float(2 * special.ndtr(-distance / scale)) if scale else 0.0
+
+
+def _share(distance: float, sign: float, before: float, n: float, m: float) -> float:
+    """Two-sided p of a share that differs by `distance` from `before` of `n` rows in `m` rows.
+
+    Given how many there are on both sides together, those in the window are binomial with
+    probability m/(n+m), exactly so for Poisson counts (Przyborowski and Wilenski 1940, Biometrika
+    31:313), and for rows less spread than that.
+    """
+    share = before / n
+    if share > 0.5:
+        share, before, sign = 1 - share, n - before, -sign
+    count = min(max(m * (share + sign * distance), 0.0), m)
+    total, chance = before + count, m / (n + m)
+    above = float(special.betainc(count, before + 1, chance)) if count > 0 else 1.0
+    below = float(special.betaincc(count + 1, before, chance)) if before > 0 else 1.0
+    return min(1.0, 2 * min(above, below)) if total else 1.0
+
+
+def _shape(column: Column, before: Counts, after: Counts, layout: Layout | None) -> Tested:
+    """Kolmogorov-Smirnov for numbers, total variation for levels."""
+    n, m = float(before.sum()), float(after.sum())
+    if column.ordered:
+        # Null first, as if it were smaller than every number.
+        before, after = np.roll(before, 1, axis=1), np.roll(after, 1, axis=1)
+        name, measure, null = "ks", kolmogorov_smirnov, RowsNull()
+    else:
+        before, after = pooled(before, after)
+        shares = (before.sum(axis=0) + after.sum(axis=0)) / (n + m)
+        name, measure, null = "tv", total_variation, RowsNull.unordered(shares, n, m)
+    total, window, now = before.sum(axis=0), after.sum(axis=0), 1 / n + 1 / m
+    distance = float(measure(window, total))
+    if len(after) >= JACKKNIFE:
+        distance = float(measure(window - after, total).min())
+    rows: Tail = lambda d: float(null.p_value(d, now))  # noqa: E731
+    if layout is None:
+        return Tested((Aspect(name, distance, rows, rows),), np.zeros(0))
+    stretches = layout.sums(before)
+    rest = total - stretches
+    each = 1 / stretches.sum(axis=1) + 1 / rest.sum(axis=1)
+    whole = measure(stretches, rest)
+    kept = whole
+    if layout.length >= JACKKNIFE:
+        without = stretches[:, None] - before[layout.places]
+        kept = measure(without, rest[:, None]).min(axis=1)
+    noise = null.noise(each)
+    others = BlocksNull.without_each(whole, noise, layout).p_value(kept, noise)
+    known = BlocksNull.of(whole, noise, layout.windows)
+    blocks: Tail = lambda d: float(known.p_value(d, null.noise(now)))  # noqa: E731
+    smallest = np.maximum(others, null.p_value(kept, each))
+    return Tested((Aspect(name, distance, blocks, rows),), smallest)
