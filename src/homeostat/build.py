@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from homeostat import decide, release, settings
 from homeostat.alerts import alerts
 from homeostat.audit import ChainAudit
+from homeostat.blocks import Kept
 from homeostat.contracts import Clock, Watcher
 from homeostat.engines.local import LocalEngine
 from homeostat.errors import HomeostatError, ProjectError
@@ -154,6 +155,7 @@ class Project:
             copy=self.copy,
             watch=watch or ignore,
             report=reports / "drift_report.html",
+            kept=Kept(self.journal, chosen.path(".homeostat", "profiles")),
         )
 
 

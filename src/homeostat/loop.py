@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from homeostat import gate
+from homeostat import blocks, gate
 from homeostat.audit import attempted, fitted, jsonable, looked
 from homeostat.contracts import (
     Alerts,
@@ -35,7 +35,7 @@ from homeostat.contracts import (
 )
 from homeostat.decide import asked
 from homeostat.errors import ReleaseError, TrainingError, cause
-from homeostat.holdout import EPOCH, TICK, Holdout, before, everything, hold_out
+from homeostat.holdout import Holdout, before, everything, hold_out
 from homeostat.monitor import Subject, examine, failed
 from homeostat.notes import Note
 from homeostat.records import (
@@ -71,6 +71,7 @@ class Loop:
     copy: Callable[[], object]  # makes the champion's copies for people
     watch: Watcher
     report: Path | None = None  # the drift report, to be tracked beside a training
+    kept: blocks.Kept | None = None  # profiles of days; None: every look counts all rows
     gated: bool = True  # False: a replay's yardstick, which promotes whatever it trained
     _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
 
@@ -162,7 +163,7 @@ class Loop:
         mature = now - self.settings.labels.delay
         window = Window(now - self.settings.monitor.window, now)
         try:
-            window = self._window(now)
+            window = blocks.window(now, self.journal.newest(source="serve"), self.settings.monitor)
             subject = self._subject(champion)
             rows = self.journal.read(window, as_of=now, schema=subject.schema)
             evidence = examine(
@@ -175,6 +176,7 @@ class Loop:
                 mature_until=mature,
                 now=now,
                 reporter=self.reporter,
+                kept=self.kept,
             )
             # Only the number is wanted, so no feature is read, and no more than a piece is held.
             bare = replace(subject.schema, features=())
@@ -186,14 +188,6 @@ class Loop:
         if last is None or last.state != evidence.state:
             self._tell(evidence.state.value, evidence.reason)
         return evidence
-
-    def _window(self, now: datetime) -> Window:
-        """The newest window of event time: whole blocks, up to the newest served row."""
-        newest = self.journal.newest(source="serve")
-        end = now if newest is None else min(now, newest + TICK)
-        block = self.settings.monitor.block
-        end = EPOCH + -((EPOCH - end) // block) * block
-        return Window(end - self.settings.monitor.window, end)
 
     def _subject(self, champion: Release) -> Subject:
         if champion.id not in self._subjects:

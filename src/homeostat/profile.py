@@ -8,72 +8,46 @@ so a window or a reference is a sum of blocks.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from datetime import timedelta
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from homeostat.binning import (
+    EPOCH,
+    MICROSECOND,
+    PAIRED,
+    PREDICTION,
+    TIME,
+    Column,
+    Plan,
+    moments,
+    plan,
+)
 from homeostat.errors import SchemaError
 from homeostat.records import Window
-from homeostat.schema import TIMESTAMP, Feature, Schema
+from homeostat.rowstream import batches
+from homeostat.schema import Feature, Schema
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Counts: TypeAlias = NDArray[np.int64]
 
+__all__ = ["EPOCH", "PAIRED", "PREDICTION", "PRODUCTS", "Column", "Profile", "moments"]
+
 FORMAT = 2
 READ = (1, FORMAT)  # format 1 has no products
 PRODUCTS = "products of scores"
-PAIRED = 40
-"""Features, the first ones, of which every pair is summed: pairs grow with their square."""
-
-STEPS = 16  # scores lie between minus this and this
-PREDICTION = "prediction"
-"""The model's output as one more column; the name is reserved, so no feature can have it."""
-
-PROBABILITY_EDGES = tuple(step / 20 for step in range(1, 20))
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """How one column is counted.
-
-    Cells of a number are its bins (edge before, edge], the outer ones open, and null; of a
-    category its levels, all others together, and null; of a boolean false, true and null. The
-    prediction has no null: rows that this model did not score are not counted in it.
-    """
-
-    name: str
-    kind: Literal["number", "category", "boolean", "prediction"]
-    cells: int
-    ordered: bool  # the cells before null have a meaningful order
-    bins: str  # twelve hex digits of the edges or levels: equal only if the cells mean the same
-
-    @property
-    def scores(self) -> Counts:
-        """A whole number from −16 to 16 for each cell, shape (cells,): what pairs are summed by.
-
-        Numbers and booleans: evenly spaced in the order of the cells. Categories: −16 and 16 in
-        turn, since levels have no order. Null is 0.
-        """
-        held = self.cells - 1
-        places = np.arange(held)
-        if self.kind == "category":
-            values = np.where(places % 2 == 0, -STEPS, STEPS)
-        else:
-            values = np.rint(STEPS * (2 * places - (held - 1)) / max(held - 1, 1))
-        return np.append(values, 0).astype(np.int64)
-
+DAY = timedelta(days=1)
 
 _NO_PAIRS = np.zeros((0, 0), dtype=np.int64)
 
@@ -105,40 +79,36 @@ class Profile:
     @classmethod
     def of(
         cls,
-        rows: pa.Table,
-        schema: Schema,
+        data: Any,
+        edges: Schema | Sequence[Feature],
         *,
-        block: timedelta,
+        block: timedelta = DAY,
+        time: str | None = TIME,
         output_edges: Sequence[float] = (),
+        workers: int | None = None,
     ) -> Profile:
-        """Count `rows`, a table with `occurred_at` and the schema's features.
+        """Count the rows of `data`, which has the features and the event time in the column `time`.
 
-        An absent feature counts as null throughout. Where the rows hold predictions, these are
-        counted too: a binary one in twenty bins of probability, a multiclass one by class, a
-        regression's between `output_edges`, or not at all without them. `block` is the length of
-        a block. Raises SchemaError, naming the column, when one has not the schema's type.
+        `data` is an Arrow table, batch or reader, a pandas or Polars frame, the path of a Parquet
+        or CSV file, or any number of these one behind the other; it is read once, in memory that
+        does not grow with it. `edges` holds the bins: a schema, or features without a target.
+        `block` is the length of a block; without `time` all rows lie in block 0. An absent feature
+        counts as null throughout, NaN is null, infinities fall into the outer bins, whole numbers
+        beyond 2^53 are rounded, and text is read as a number where the feature is one.
+
+        With a schema, predictions in the rows are counted too: a binary one in twenty bins of
+        probability, a multiclass one by class, a regression's between `output_edges`, or not at
+        all without them. `workers` threads count, by default one for each core; neither their
+        number nor the order or partition of the rows changes a bit of the answer.
+
+        Raises SchemaError, naming the column, for one that has not the schema's type, and for
+        times that are missing or have no zone; HomeostatError for a file that cannot be read.
         """
-        step = block // MICROSECOND
-        if step <= 0:
-            raise SchemaError(f"a block must have a length above zero, not {block}.")
-        blocks, place = np.unique(moments(rows) // step, return_inverse=True)
-        edges = tuple(map(float, output_edges))
-        features = _counted(schema, edges)
-        cells = [_cells(rows, feature, column) for feature, column in features]
-        paired = zip(features[:-1][:PAIRED], cells, strict=False)
-        scores = [column.scores[cell] for (_, column), cell in paired]
-        return cls(
-            block,
-            tuple(column for _, column in features),
-            blocks.astype(np.int64),
-            np.bincount(place, minlength=len(blocks)).astype(np.int64),
-            tuple(
-                _tally(place, cell, len(blocks), column.cells)
-                for (_, column), cell in zip(features, cells, strict=True)
-            ),
-            edges,
-            _products(scores, place, len(blocks)),
-        )
+        how = plan(edges, block, time, output_edges)
+        sums = _Sums(how)
+        for blocks, lines in _counted(batches(data, how.sources), how, workers or _cores()):
+            sums.add(blocks, lines)
+        return sums.profile(block, tuple(map(float, output_edges)))
 
     @property
     def rows(self) -> int:
@@ -245,13 +215,17 @@ class Profile:
             with pa.ipc.open_stream(content) as reader:
                 table = reader.read_all().combine_chunks()
             header = json.loads((table.schema.metadata or {})[b"homeostat.profile"])
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            if header["format"] in READ:
+                return cls._read(header, table)
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise SchemaError("these bytes are no profile.") from error
-        if header.get("format") not in READ:
-            raise SchemaError(
-                f"the profile has format {header.get('format')!r}; this version reads {READ}.",
-                hint="Install the version of homeostat that wrote it, or a newer one.",
-            )
+        raise SchemaError(
+            f"the profile has format {header['format']!r}; this version reads {READ}.",
+            hint="Install the version of homeostat that wrote it, or a newer one.",
+        )
+
+    @classmethod
+    def _read(cls, header: dict[str, Any], table: pa.Table) -> Profile:
         columns = tuple(Column(*fields) for fields in header["columns"])
         blocks, sizes, *lists = (_array(column) for column in table.columns)
         products = _NO_PAIRS
@@ -288,109 +262,67 @@ def _array(column: pa.ChunkedArray) -> Counts:
     return np.array(flat.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-@lru_cache(maxsize=16)
-def _counted(schema: Schema, output_edges: tuple[float, ...]) -> tuple[tuple[Feature, Column], ...]:
-    """Each feature with the way it is counted, and at the end the prediction likewise."""
-    pairs = [(feature, _column(feature, feature.kind)) for feature in schema.features]
-    task, classes = schema.target.task, schema.target.classes
-    output = {
-        "binary": Feature(PREDICTION, "number", edges=PROBABILITY_EDGES),
-        "multiclass": Feature(PREDICTION, "category", levels=classes),
-        "regression": Feature(PREDICTION, "number", edges=output_edges),
-    }[task]
-    return (*pairs, (output, _column(output, "prediction")))
+class _Sums:
+    """Lines of counts by block, as they come."""
 
+    def __init__(self, how: Plan) -> None:
+        self._plan = how
+        self._lines: dict[int, Counts] = {}
 
-def _column(
-    feature: Feature, kind: Literal["number", "category", "boolean", "prediction"]
-) -> Column:
-    cells = {
-        "number": len(feature.edges) + 2,
-        "category": len(feature.levels) + 2,
-        "boolean": 3,
-    }[feature.kind]
-    bins = json.dumps([feature.kind, feature.edges, feature.levels])
-    digest = hashlib.sha256(bins.encode()).hexdigest()[:12]
-    return Column(feature.name, kind, cells, feature.kind == "number", digest)
+    def add(self, blocks: Counts, lines: Counts) -> None:
+        for block, line in zip(blocks.tolist(), lines, strict=True):
+            known = self._lines.get(block)
+            if known is None:
+                self._lines[block] = line.copy()
+            else:
+                known += line
 
-
-def moments(rows: pa.Table) -> Counts:
-    """The event time of each row, microseconds since 1970, shape (rows,).
-
-    Raises SchemaError where `occurred_at` is missing, null, or without a zone.
-    """
-    times = rows.column("occurred_at") if "occurred_at" in rows.column_names else None
-    if times is None or times.null_count:
-        raise SchemaError("rows without a time (occurred_at) cannot be profiled.")
-    if not pa.types.is_timestamp(times.type) or times.type.tz is None:
-        raise SchemaError(
-            f"occurred_at holds {times.type}, not times with a zone.",
-            hint="Give them one, UTC for example.",
+    def profile(self, block: timedelta, output_edges: tuple[float, ...]) -> Profile:
+        blocks = sorted(self._lines)
+        whole = np.zeros((len(blocks), self._plan.width), dtype=np.int64)
+        for place, number in enumerate(blocks):
+            whole[place] = self._lines[number]
+        counts = tuple(np.ascontiguousarray(whole[:, at]) for at in self._plan.places)
+        numbers = np.array(blocks, dtype=np.int64)
+        return Profile(
+            block,
+            self._plan.columns,
+            numbers,
+            whole[:, 0].copy(),
+            counts,
+            output_edges,
+            np.ascontiguousarray(whole[:, self._plan.products]),
         )
-    # What is finer than a microsecond is cut off.
-    return np.asarray(times.cast(TIMESTAMP, safe=False).cast(pa.int64()).to_numpy())
 
 
-def _cells(rows: pa.Table, feature: Feature, column: Column) -> Counts:
-    """The cell of each row, shape (rows,); −1 where the row is not counted in this column."""
-    null = column.cells - 1
-    if column.kind == "prediction":
-        null = -1
-        values = _outputs(rows, feature)
-    else:
-        values = _cast(rows, feature.name, feature.arrow)
-    if values is None:
-        return np.full(len(rows), null, dtype=np.int64)
-    if feature.kind == "category":
-        return _levels(values, feature.levels, null)
-    numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    edges = np.array([0.5] if feature.kind == "boolean" else feature.edges)
-    found = np.searchsorted(edges, numbers, side="left").astype(np.int64)
-    return np.where(np.isnan(numbers), null, found)
+def _counted(
+    rows: Iterable[pa.RecordBatch], how: Plan, workers: int
+) -> Iterator[tuple[Counts, Counts]]:
+    """The counts of each batch. NumPy and Arrow let other threads run while they count, so that
+    one batch is read while others are counted; there are never more than a few of them.
+    """
+    source = iter(rows)
+    first = list(islice(source, 2))
+    if workers == 1 or len(first) < 2:
+        for batch in chain(first, source):
+            yield how.count(batch)
+        return
+    waiting: deque[Future[tuple[Counts, Counts]]] = deque()
+    with ThreadPoolExecutor(workers) as threads:
+        try:
+            for batch in chain(first, source):
+                waiting.append(threads.submit(how.count, batch))
+                if len(waiting) > workers + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for left in waiting:
+                left.cancel()
 
 
-def _outputs(rows: pa.Table, feature: Feature) -> pa.ChunkedArray | None:
-    """The model's output: None where the rows hold none, or where it has no bins."""
-    if feature.kind == "category":
-        return _cast(rows, "prediction", pa.string())
-    if feature.edges == PROBABILITY_EDGES:
-        return _cast(rows, "probability", pa.float64())
-    return _cast(rows, "prediction", pa.float64()) if feature.edges else None
-
-
-def _levels(values: pa.ChunkedArray, levels: tuple[str, ...], null: int) -> Counts:
-    found = pc.index_in(values, value_set=pa.array(levels, pa.string()), skip_nulls=True)
-    codes = pc.fill_null(found, len(levels)).cast(pa.int64()).to_numpy()
-    return np.where(values.is_null().to_numpy(), null, codes)
-
-
-def _cast(rows: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray | None:
-    if name not in rows.column_names:
-        return None
-    column = rows.column(name)
-    try:
-        return column if column.type == kind else column.cast(kind)
-    except pa.ArrowException as error:
-        raise SchemaError(f"the column {name!r} holds {column.type}, not {kind}.") from error
-
-
-def _tally(place: Counts, cell: Counts, blocks: int, cells: int) -> Counts:
-    counted = cell >= 0
-    flat = np.bincount(place[counted] * cells + cell[counted], minlength=blocks * cells)
-    return flat.astype(np.int64).reshape(blocks, cells)
-
-
-def _products(scores: Sequence[Counts], place: Counts, blocks: int) -> Counts:
-    """Σ s_i·s_j over the rows of each block, for each pair i < j, shape (blocks, pairs)."""
-    if not scores:
-        return np.zeros((blocks, 0), dtype=np.int64)
-    order = np.argsort(place, kind="stable")
-    # Doubles hold these whole numbers exactly, and their matrix product is the fast one.
-    table = np.stack(scores, axis=1).astype(np.float64)[order]
-    ends = np.searchsorted(place[order], np.arange(blocks + 1))
-    above = np.triu_indices(len(scores), 1)
-    sums = np.zeros((blocks, len(above[0])), dtype=np.int64)
-    for number in range(blocks):
-        rows = table[ends[number] : ends[number + 1]]
-        sums[number] = (rows.T @ rows)[above]
-    return sums
+def _cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

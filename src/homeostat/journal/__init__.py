@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -255,6 +255,13 @@ class FileJournal:
         those without a label. A column that an older file holds as another kind reads as null.
         """
         return self._view().scan(window, as_of=as_of, labelled=labelled, schema=schema)
+
+    def marks(self, days: Sequence[date]) -> Mapping[date, str]:
+        """A mark for each of these days of UTC that has rows, but none for a history that an
+        earlier version wrote. It changes when a row of the day is added, changed or removed, and
+        when its files are written anew; a label changes nothing.
+        """
+        return self._view().marks(days)
 
     def newest(self, *, source: str | None = None) -> datetime | None:
         """The newest event time, of one source or of all; None in an empty journal."""

@@ -7,9 +7,10 @@ in history where both know it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import chain
 
 import numpy as np
@@ -22,7 +23,7 @@ from homeostat.journal.shape import LABELS
 from homeostat.journal.shelf import Shelved
 from homeostat.journal.snapshot import Snapshot, cuts
 from homeostat.records import Window, utc
-from homeostat.schema import Schema
+from homeostat.schema import TIMESTAMP, Schema
 
 FILED = pa.schema(
     [
@@ -33,6 +34,9 @@ FILED = pa.schema(
 )
 """Labels as they lie in history, beside the rows that they belong to."""
 _IDS = pa.schema([("prediction_id", pa.string())])
+_MARKED = pa.schema(
+    [("prediction_id", pa.string()), ("occurred_at", TIMESTAMP), ("recorded_at", TIMESTAMP)]
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,27 @@ class View:
             labels = [filed(self, start, end), self._sent(rows.column("prediction_id"))]
             labels = pa.concat_tables(labels)
             yield join.joined(rows, labels, as_of, labelled=labelled, numbers=numbers)
+
+    def marks(self, days: Sequence[date]) -> dict[date, str]:
+        """See `FileJournal.marks`. A file of history never changes, and a row of the tail is what
+        its id and its time of recording say.
+        """
+        if not self.rows.partitioned:
+            return {}
+        paths: dict[date | None, list[str]] = {}
+        for file in self.rows.files:
+            paths.setdefault(file.day, []).append(file.path)
+        found = {}
+        for day in days:
+            start = datetime.combine(day, time(), UTC)
+            rows = self._unsealed(_MARKED, *join.keys(Window(start, start + timedelta(days=1))))
+            held = sorted(paths.get(day, ()))
+            if held or rows.num_rows:
+                digest = hashlib.sha256("\n".join(held).encode())
+                for batch in rows.combine_chunks().to_batches():
+                    digest.update(batch.serialize())
+                found[day] = digest.hexdigest()
+        return found
 
     def columns(self) -> pa.Schema:
         """All columns of all rows, the system's first; of two kinds, the later."""

@@ -11,12 +11,14 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from homeostat.blocks import Kept
 from homeostat.contracts import Reporter
 from homeostat.errors import cause
 from homeostat.monitor import performance, quality
@@ -87,6 +89,18 @@ class _Scene:
     refused: Mapping[str, int]
     settings: Monitor
     mature_until: datetime
+    kept: Kept | None = None
+
+    @cached_property
+    def counted(self) -> tuple[Profile, Profile]:
+        """The profiles of the served rows, and of those that the champion itself predicted."""
+        if self.kept is None:
+            return self.profile(self.rows), self.profile(self.own)
+        subject, block = self.subject, self.settings.block
+        edges, model = subject.reference.output_edges, subject.release
+        return self.kept.profiles(
+            self.window, subject.schema, block=block, output_edges=edges, model=model
+        )
 
     @property
     def own(self) -> pa.Table:
@@ -134,14 +148,16 @@ def examine(
     mature_until: datetime,
     now: datetime,
     reporter: Reporter,
+    kept: Kept | None = None,
 ) -> Evidence:
     """All that can be told about the served `rows` of `window`; never raises.
 
     `rows` have the columns of `Journal.read` with the subject's schema, `refused` counts refused
     rows by reason, and labels of rows younger than `mature_until` are not looked at. Where
-    nothing can be tested, `data_drift` keeps what `last` said and `carried_over` is true.
+    nothing can be tested, `data_drift` keeps what `last` said and `carried_over` is true. With
+    `kept` the profiles of the window come from there instead of from `rows`.
     """
-    scene = _Scene(subject, rows, window, refused, settings, mature_until)
+    scene = _Scene(subject, rows, window, refused, settings, mature_until, kept)
     evidence = _untested(scene, last, now)
     if rows.num_rows < settings.min_rows:
         return _too_few(scene, evidence)
@@ -205,7 +221,7 @@ def failed(
 def _too_few(scene: _Scene, evidence: Evidence) -> Evidence:
     """A window may be nearly empty because nearly all of its rows were refused."""
     found = _Found()
-    profile = found.stage("profile", lambda: scene.profile(scene.rows), None)
+    profile = found.stage("profile", lambda: scene.counted[0], None)
     if profile is not None:
         found.findings = found.stage("quality", lambda: _quality(scene, profile), ())
     whole = tuple(finding for finding in found.findings if finding.column is None)
@@ -222,7 +238,7 @@ def _too_few(scene: _Scene, evidence: Evidence) -> Evidence:
 def _look(scene: _Scene, reporter: Reporter) -> _Found:
     """Every stage in its order, each in its own guard."""
     found, settings, subject = _Found(), scene.settings, scene.subject
-    profile = found.stage("profile", lambda: scene.profile(scene.rows), None)
+    profile = found.stage("profile", lambda: scene.counted[0], None)
     if profile is not None:
         found.findings = found.stage("quality", lambda: _quality(scene, profile), ())
     found.evidently = found.stage(
@@ -261,7 +277,7 @@ def _prediction_drift(scene: _Scene) -> ColumnDrift | None:
     own = scene.own
     if own.num_rows < scene.settings.min_rows:
         return None
-    return next(iter(_drift(scene, scene.profile(own), [PREDICTION]).columns), None)
+    return next(iter(_drift(scene, scene.counted[1], [PREDICTION]).columns), None)
 
 
 def _weighed(evidence: Evidence, found: _Found, settings: Monitor) -> Evidence:
