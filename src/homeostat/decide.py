@@ -150,7 +150,8 @@ def _drift(evidence: Evidence) -> str:
     drifted = sorted((c for c in evidence.columns if c.drifted), key=_rank)
     prediction = evidence.prediction_drift
     shifted = prediction is not None and prediction.drifted
-    if not drifted and not shifted:
+    if not (drifted or shifted) or any(c.distance <= c.threshold for c in drifted):
+        # Where Evidently decides, ours are not the numbers that did.
         return f"The window drifted: {_sentence(evidence)}"
     parts = []
     if drifted:

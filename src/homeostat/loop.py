@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from homeostat import gate
+from homeostat.alerts import tell
 from homeostat.audit import attempted, fitted, jsonable, looked
 from homeostat.contracts import (
     Alerts,
@@ -89,6 +90,7 @@ class Loop:
         now = now or self.clock.now()
         evidence = self._look(now)
         self.audit.write("monitored", now, looked(evidence))
+        self._tell(now)
         return evidence
 
     def retrain(self, now: datetime | None = None, *, force: bool = False) -> Outcome:
@@ -183,8 +185,6 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
             evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
-        if last is None or last.state != evidence.state:
-            self._tell(evidence.state.value, evidence.reason)
         return evidence
 
     def _window(self, now: datetime) -> Window:
@@ -198,7 +198,9 @@ class Loop:
     def _subject(self, champion: Release) -> Subject:
         if champion.id not in self._subjects:
             self._subjects.clear()
-            names = ("schema", "reference", "reference_sample")
+            names: tuple[str, ...] = ("schema", "reference", "reference_sample")
+            if "importance" in champion.manifest["objects"]:  # older releases have none
+                names = (*names, "importance")
             held = {name: self.releases.object(champion, name) for name in names}
             self._subjects[champion.id] = Subject.of(champion, held)
         return self._subjects[champion.id]
@@ -210,9 +212,7 @@ class Loop:
         about = looked(evidence) if evidence else None
         self.audit.write("decided", now, {"decision": jsonable(decision), "evidence": about})
         outcome = Outcome(now, decision, evidence, release=champion.id)
-        if decision.action is Action.CALL:
-            self._tell("a human is needed", decision.reason)
-        elif decision.action is Action.RETRAIN:
+        if decision.action is Action.RETRAIN:
             outcome = self._challenge(outcome, champion)
         return self._done(outcome, began)
 
@@ -242,7 +242,6 @@ class Loop:
                 candidate = self.trainer.with_twin(candidate, parts.judging)
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("training_failed", now, {"reason": cause(error)})
-            self._tell("training failed", cause(error))
             return _held(outcome, "failed", f"Training failed: {cause(error)}")
         if not verdict.promote:
             self.tracker.training(candidate, verdict, None, self.report)
@@ -334,14 +333,13 @@ class Loop:
             self.releases.promote(release)
         except ReleaseError as error:
             self.audit.write("not_promoted", now, {"release": release.id, "reason": cause(error)})
-            self._tell("not promoted", cause(error))
+            self._tell(now)
             raise
         told: dict[str, Json] = {"previous": candidate.parent, "reason": verdict.reason}
         told |= {"release": release.id, "sequence": release.sequence}
         self.audit.write("promoted", now, told)
         self.copy()
         self.tracker.training(candidate, verdict, release, self.report)
-        self._tell("promoted", f"{release.short} serves now. {verdict.reason}")
         return release
 
     # --- rows ---
@@ -387,12 +385,12 @@ class Loop:
 
     def _done(self, outcome: Outcome, began: float) -> Outcome:
         self.watch(outcome := replace(outcome, seconds=time.monotonic() - began))
-        if reason := attempted(self.audit, "seal", outcome.at, self.journal.seal):
-            self._tell("the journal could not be sealed", reason)
+        attempted(self.audit, "seal", outcome.at, self.journal.seal)
+        self._tell(outcome.at)
         return outcome
 
-    def _tell(self, title: str, body: str) -> None:
-        self.alerts.send(f"{self.settings.project.name}: {title}", body)
+    def _tell(self, now: datetime) -> None:
+        tell(self.alerts, self.audit, self.settings.project.name, now)
 
 
 def _held(outcome: Outcome, trigger: str, reason: str) -> Outcome:
