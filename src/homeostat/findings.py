@@ -185,7 +185,7 @@ def _sure(status: Status, rules: Monitor) -> Iterator[str]:
         f"It was compared with the {reference['rows']:,} rows in {reference['blocks']:,} blocks of "
         f"time that release {reference['release'][:12]} was fitted on."
     )
-    tested = [body for body in status["features"].values() if "distance" in body]
+    tested = [body for body in status["features"].values() if body.get("threshold") is not None]
     if not tested:
         return
     if rules.detector == "evidently":
@@ -201,12 +201,24 @@ def _sure(status: Status, rules: Monitor) -> Iterator[str]:
         f"The minimum effect is the larger for {effect} of {len(tested)} columns."
     )
     yield _calibration(tested)
-    least = [body["minimum_detectable_shift"] for body in tested]
-    yield (
-        "The smallest shift that would have been called drift lies between "
-        f"{_number(min(least))} and {_number(max(least))}, depending on the column: smaller ones "
-        "may be there unseen."
+    least = sorted(
+        body["minimum_detectable_shift"]
+        for body in tested
+        if body["minimum_detectable_shift"] is not None
     )
+    if least:
+        ends = dict.fromkeys(_number(shift) for shift in (least[0], least[-1]))
+        yield (
+            f"The smallest distance that would have been called drift is {' to '.join(ends)}, "
+            "depending on the column: smaller shifts may be there unseen."
+        )
+    blind = sum(shift >= 1 for shift in least)
+    if blind:
+        yield (
+            f"In {blind} columns nothing could have been called drift: this stream varies so much, "
+            "or is known for so short a time, that the threshold is 1, the largest distance there "
+            "is, or more."
+        )
 
 
 def _calibration(tested: Sequence[Mapping[str, Json]]) -> str:

@@ -198,9 +198,8 @@ class Loop:
     def _subject(self, champion: Release) -> Subject:
         if champion.id not in self._subjects:
             self._subjects.clear()
-            names: tuple[str, ...] = ("schema", "reference", "reference_sample")
-            if "importance" in champion.manifest["objects"]:  # older releases have none
-                names = (*names, "importance")
+            names = ["schema", "reference", "reference_sample"]
+            names += {"importance"} & champion.manifest["objects"].keys()  # older ones lack it
             held = {name: self.releases.object(champion, name) for name in names}
             self._subjects[champion.id] = Subject.of(champion, held)
         return self._subjects[champion.id]
@@ -333,7 +332,7 @@ class Loop:
             self.releases.promote(release)
         except ReleaseError as error:
             self.audit.write("not_promoted", now, {"release": release.id, "reason": cause(error)})
-            self._tell(now)
+            self._end(now)
             raise
         told: dict[str, Json] = {"previous": candidate.parent, "reason": verdict.reason}
         told |= {"release": release.id, "sequence": release.sequence}
@@ -385,9 +384,12 @@ class Loop:
 
     def _done(self, outcome: Outcome, began: float) -> Outcome:
         self.watch(outcome := replace(outcome, seconds=time.monotonic() - began))
-        attempted(self.audit, "seal", outcome.at, self.journal.seal)
-        self._tell(outcome.at)
+        self._end(outcome.at)
         return outcome
+
+    def _end(self, now: datetime) -> None:
+        attempted(self.audit, "seal", now, self.journal.seal)
+        self._tell(now)
 
     def _tell(self, now: datetime) -> None:
         tell(self.alerts, self.audit, self.settings.project.name, now)

@@ -84,9 +84,8 @@ def _shape(axes: Axes, row: Mapping[str, Any]) -> None:
     said = f"{row['distance']:.3g}{' drifted' if row['drifted'] else ''}"
     axes.set_title(said, fontsize=8, loc="right", color=AFTER if row["drifted"] else FAINT)
     axes.set_yticks([])
-    axes.set_xticks(
-        [places[0], places[-1]], [_cut(shape.labels[0], 18), "null"], fontsize=7, color=FAINT
-    )
+    ticks = sorted({0, len(places) // 2, len(places) - 1} if len(places) > 3 else set(places))
+    axes.set_xticks(ticks, [_cut(shape.labels[tick], 18) for tick in ticks], fontsize=7)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 BINS = 24  # of a number, beside those below, above and for null
-LEVELS = 12  # of a category that are told apart
+LEVELS = 20  # of a category that are told apart
 
 
 def shapes(reference: Profile, current: Profile, schema: Schema) -> tuple[Shape, ...]:
