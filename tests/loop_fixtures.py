@@ -13,6 +13,7 @@ import pandas as pd
 
 from homeostat import settings
 from homeostat.build import Project
+from homeostat.draw import draw
 from homeostat.engines import LocalEngine
 from homeostat.journal import FileJournal
 from homeostat.report import FileReporter
@@ -78,12 +79,14 @@ class InProcess:
 
 
 class CountingEngine(InProcess):
-    """Stands in for the child in which Evidently draws, and counts the reports."""
+    """Stands in for the child in which reports are drawn, and counts those of Evidently."""
 
     def __init__(self):
         self.drawn = 0
 
     def run(self, function, *args, **kwargs):
+        if function is not draw:
+            return b"a picture"
         self.drawn += 1
         return b"<html></html>", {"drifted_share": 0.0, "dataset_drift": False}
 

@@ -2,12 +2,15 @@ import json
 import logging
 import socket
 import threading
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from homeostat.alerts import NoAlerts, alerts
+from homeostat.alerts import WELL, NoAlerts, alerts, standings, tell
+from homeostat.audit import ChainAudit
 from homeostat.errors import SettingsError
+from homeostat.records import Sent
 
 # Apprise imports it, and tells about it on Python 3.11 and 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
@@ -45,7 +48,7 @@ def closed():
 
 def test_people_are_told(receiver):
     url, told = receiver
-    alerts([url]).send("flights: promoted", "abc serves now.")
+    assert alerts([url]).send("flights: promoted", "abc serves now.") == Sent(1)
     assert [(message["title"], message["message"]) for message in told] == [
         ("flights: promoted", "abc serves now.")
     ]
@@ -56,8 +59,14 @@ def test_an_address_that_fails_keeps_nobody_from_being_told_and_no_secret_is_log
 ):
     caplog.set_level(logging.DEBUG)
     url, told = receiver
-    alerts([closed, f"{url}/broken/t0ken", url]).send("title", "body")
+    sent = alerts([closed, f"{url}/broken/t0ken", url]).send("title", "body")
     assert len(told) == 2
+    assert sent.taken == 1
+    assert [problem.split(":")[0] for problem in sent.problems] == [
+        "alerts.urls[0] (json)",
+        "alerts.urls[1] (json)",
+    ]
+    assert "t0ken" not in str(sent)
     assert "alerts.urls[0] (json)" in caplog.text
     assert "alerts.urls[1] (json)" in caplog.text
     assert "alerts.urls[2]" not in caplog.text
@@ -74,4 +83,149 @@ def test_an_address_of_no_service_is_refused_by_its_number_alone():
 def test_without_addresses_nobody_is_told():
     quiet = alerts([])
     assert isinstance(quiet, NoAlerts)
-    quiet.send("title", "body")
+    assert quiet.send("title", "body") == Sent(0)
+
+
+# --- one message per change of state ---
+
+NOW = datetime(2024, 3, 1, tzinfo=UTC)
+RELEASE = "a" * 64
+
+
+@pytest.fixture
+def audit(tmp_path):
+    return ChainAudit(tmp_path / "decisions.jsonl")
+
+
+def look(state):
+    return {"state": state, "reason": f"It is {state}."}
+
+
+def decided(state, action="hold"):
+    decision = {"action": action, "reason": f"So {action}."}
+    return "decided", {"decision": decision, "evidence": state and look(state)}
+
+
+FAILED = ("training_failed", {"reason": "no such column"})
+SEAL = ("seal_failed", {"reason": "no space left"})
+TRAINED = ("trained", {})
+PROMOTED = ("promoted", {"release": RELEASE, "reason": "It is better."})
+
+
+def turn(audit, told, url, *lines):
+    """One turn that left these lines; what people were told in it."""
+    for kind, body in lines:
+        audit.write(kind, NOW, body)
+    before = len(told)
+    tell(alerts([url]) if url else NoAlerts(), audit, "rides", NOW)
+    return [message["title"] for message in told[before:]]
+
+
+def test_a_state_that_stays_is_told_once_and_again_when_it_is_well(receiver, audit):
+    url, told = receiver
+    assert turn(audit, told, url, decided("stable")) == []
+    assert turn(audit, told, url, decided("drift"), FAILED) == [
+        "rides: drift",
+        "rides: training failed",
+    ]
+    assert told[-1]["message"] == "no such column"
+    assert turn(audit, told, url, decided("drift"), FAILED) == []
+    assert turn(audit, told, url, decided("stable"), TRAINED) == [
+        "rides: stable",
+        "rides: training works again",
+    ]
+    assert turn(audit, told, url, decided("stable")) == []
+
+
+@pytest.mark.parametrize(
+    ("ill", "well", "bad", "good"),
+    [
+        ([decided("stable"), SEAL], [decided("stable")], "could not be sealed", "sealed again"),
+        (
+            [decided("broken_data", "stop_and_call")],
+            [decided("broken_data")],
+            "a human is needed",
+            "no human is needed any more",
+        ),
+        (
+            [("not_promoted", {"release": RELEASE, "reason": "no key"})],
+            [("promoted", {"release": RELEASE})],
+            "not promoted",
+            "promotions work again",
+        ),
+    ],
+)
+def test_every_subject_that_can_fail_is_told_of_once_and_when_it_is_well_again(
+    receiver, audit, ill, well, bad, good
+):
+    url, told = receiver
+    assert sum(bad in title for title in turn(audit, told, url, *ill)) == 1
+    assert turn(audit, told, url, *ill) == []
+    assert sum(good in title for title in turn(audit, told, url, *well)) == 1
+    assert turn(audit, told, url, *well) == []
+
+
+def test_each_release_that_serves_is_told_of_once(receiver, audit):
+    url, told = receiver
+    assert turn(audit, told, url, PROMOTED) == ["rides: promoted"]
+    assert told[-1]["message"] == f"{RELEASE[:12]} serves now. It is better."
+    assert turn(audit, told, url, decided("stable")) == []
+    assert turn(audit, told, url, ("rolled_back", {"release": "b" * 64})) == ["rides: rolled back"]
+    assert turn(audit, told, url, ("recovered", {"release": "b" * 64})) == []
+
+
+def test_what_was_told_is_in_the_chain_so_that_a_new_process_does_not_tell_it_again(
+    receiver, audit, tmp_path
+):
+    url, told = receiver
+    turn(audit, told, url, decided("drift"))
+    line = audit.lines()[-1]
+    assert (line["kind"], line["body"]) == (
+        "told",
+        {"subject": "monitor", "state": "drift", "taken": 1, "problems": []},
+    )
+    again = ChainAudit(tmp_path / "decisions.jsonl")
+    assert turn(again, told, url, decided("drift")) == []
+    assert again.verify() == 3
+
+
+def test_a_message_that_nobody_took_is_on_record_without_the_address_and_tried_again(
+    receiver, closed, audit, caplog
+):
+    caplog.set_level(logging.DEBUG)
+    url, told = receiver
+    turn(audit, told, closed, decided("drift"))
+    body = audit.lines()[-1]["body"]
+    assert (body["taken"], len(body["problems"])) == (0, 1)
+    assert "s3cret" not in str(audit.lines()) + caplog.text
+    assert "t0ken" not in str(audit.lines()) + caplog.text
+    assert turn(audit, told, url, decided("drift")) == ["rides: drift"]
+    assert turn(audit, told, url, decided("drift")) == []
+
+
+def test_without_addresses_the_chain_says_nothing_and_the_first_one_hears_how_things_stand(
+    receiver, audit
+):
+    url, told = receiver
+    turn(audit, told, None, PROMOTED, decided("drift"))
+    assert [line["kind"] for line in audit.lines()] == ["promoted", "decided"]
+    assert turn(audit, told, url) == ["rides: promoted", "rides: drift"]
+
+
+def test_an_alert_or_a_chain_that_breaks_fails_no_turn(audit, caplog):
+    class Breaking:
+        def send(self, title, body):
+            raise RuntimeError("s3cret")
+
+    audit.write(*decided("drift")[:1], NOW, decided("drift")[1])
+    tell(Breaking(), audit, "rides", NOW)
+    assert "People could not be told" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_a_turn_without_a_look_leaves_what_is_known_of_the_monitor(audit):
+    for kind, body in (decided("drift"), decided(None)):
+        audit.write(kind, NOW, body)
+    found = standings(audit.lines())
+    assert found["monitor"].state == "drift"
+    assert found["human"].state == WELL

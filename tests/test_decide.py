@@ -182,6 +182,14 @@ def test_the_reason_for_a_call_names_the_blocking_findings_only():
     assert decision.numbers["blocking"] == 2
 
 
+def test_where_evidently_called_a_column_drifted_its_reason_stands_for_ours():
+    small = replace(column("carrier", 0.02), drifted=True)
+    decision = decide(replace(DRIFT, columns=(small,)), NEVER, NOW, RULE)
+    assert decision.trigger == "drift"
+    assert "The monitor has spoken" in decision.reason
+    assert ">" not in decision.reason
+
+
 def test_drift_of_the_predictions_alone_is_named():
     evidence = replace(DRIFT, columns=(), prediction_drift=column("prediction", 0.4))
     assert decide(evidence, NEVER, NOW, RULE).reason.startswith(

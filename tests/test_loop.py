@@ -32,7 +32,7 @@ from loop_fixtures import (
 from homeostat.build import load_project
 from homeostat.engines import LocalEngine
 from homeostat.errors import HomeostatError, ReleaseError, TrainingError, VerificationError
-from homeostat.records import Action, Hurts, State, Window
+from homeostat.records import Action, Hurts, Sent, State, Window
 from homeostat.report import FileReporter
 from homeostat.testing import START
 
@@ -501,14 +501,41 @@ def test_a_look_that_fails_is_never_stable_keeps_the_drift_flag_and_trains_nothi
     assert bodies(root, "decided")[-1]["evidence"]["state"] == "failed"
 
 
+class Heard:
+    """Keeps what people would have been told."""
+
+    def __init__(self):
+        self.said = []
+
+    def send(self, title, body):
+        self.said.append((title, body))
+        return Sent(1)
+
+
+def test_people_are_told_of_each_change_once_however_often_the_loop_turns(drifted, fresh, engine):
+    root, heard = fresh(drifted), Heard()
+    rewrite(root, TRAIN.replace("def fit", "1 / 0\ndef fit"))
+    with turning(root, engine, DRIFTED, decide={"cooldown": "0d"}) as untold:
+        loop = replace(untold, alerts=heard)
+        loop.step()
+        loop.step()
+        loop.monitor()
+        assert [title for title, _ in heard.said] == [
+            "rides: promoted",
+            "rides: drift",
+            "rides: training failed",
+        ]
+        assert "ZeroDivisionError" in heard.said[-1][1]
+        rewrite(root, TRAIN)
+        assert loop.step().promoted
+    assert [title for title, _ in heard.said[3:]] == [
+        "rides: promoted",
+        "rides: training works again",
+    ]
+    assert kinds(root).count("told") == len(heard.said)
+
+
 def test_that_the_journal_could_not_be_sealed_is_told_to_people(drifted, fresh, engine):
-    class Heard:
-        def __init__(self):
-            self.said = []
-
-        def send(self, title, body):
-            self.said.append((title, body))
-
     root, heard = fresh(drifted), Heard()
     unreadable_journal(root)
     with turning(root, engine, DRIFTED) as loop:
@@ -517,6 +544,34 @@ def test_that_the_journal_could_not_be_sealed_is_told_to_people(drifted, fresh, 
         body for title, body in heard.said if title == "rides: the journal could not be sealed"
     ]
     assert "predictions.csv" in told
+
+
+def test_the_report_shows_each_look_and_what_the_release_says_of_its_columns(
+    drifted, fresh, engine
+):
+    root = fresh(drifted)
+    for day in (21, DRIFTED):
+        with turning(root, engine, day) as loop:
+            reporter = FileReporter(
+                root / "reports", CountingEngine(), sample=100, seed=0, lines=loop.audit.lines
+            )
+            replace(loop, reporter=reporter).monitor()
+    page = (root / "reports" / "monitor_report.html").read_text()
+    assert "What matters most to this model is the drift of &#39;amount&#39;" in page
+    assert "columns in 2 looks, from 2025-01-22 to 2025-01-29" in page
+    assert (root / "reports" / "monitor_report.png").read_bytes() == b"a picture"
+    assert set(bodies(root, "monitored")[0]["distances"]) == {"amount", "gap", "city", "member"}
+
+
+def test_a_release_without_importances_is_looked_at_all_the_same(drifted, fresh, engine):
+    root = fresh(drifted)
+    with turning(root, engine, DRIFTED) as loop:
+        champion = loop.releases.champion()
+        objects = {k: v for k, v in champion.manifest["objects"].items() if k != "importance"}
+        older = replace(champion, manifest={**champion.manifest, "objects": objects})
+        subject = loop._subject(older)
+    assert subject.importance == {}
+    assert subject.reference.rows > 0
 
 
 def test_evidently_is_asked_once_a_look_and_its_failure_does_not_stop_the_monitor(

@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from homeostat import monitor
 from homeostat.monitor import Subject, examine
 from homeostat.profile import Profile
 from homeostat.records import Evidence, Hurts, Interval, State, Window
@@ -203,6 +204,41 @@ def test_evidently_decides_where_settings_say_so():
     assert found.reason == "Evidently calls 67% of the columns drifted, on 700 rows."
     failed = look(rows(700), reports=Reports({"error": "x"}), detector="evidently")
     assert (failed.state, failed.carried_over) == (State.FAILED, True)
+
+
+def test_where_evidently_decides_its_columns_are_the_ones_that_drifted():
+    told = {"temp": {"drifted": False}, "wind": {"drifted": True}}  # carrier it could not take
+    reports = Reports({"drifted_share": 0.5, "dataset_drift": True, "columns": told})
+    moved = rows(700, temp=np.random.default_rng(0).normal(1, size=700))
+    found = look(moved, reports=reports, detector="evidently")
+    assert {column.column for column in found.columns if column.drifted} == {"wind"}
+    assert found.columns[0].distance > found.columns[0].threshold
+    ours = look(moved, reports=reports)
+    assert {column.column for column in ours.columns if column.drifted} == {"temp"}
+
+
+@pytest.mark.parametrize("answer", [{"error": "x"}, {"skipped": "not drawn"}, RuntimeError("x")])
+def test_a_look_at_which_evidently_did_not_decide_although_it_should_is_a_failure(answer):
+    last = replace(look(rows(700)), data_drift=True)
+    found = look(rows(700), reports=Reports(answer), detector="evidently", last=last)
+    assert (found.state, found.data_drift, found.carried_over) == (State.FAILED, True, True)
+    assert look(rows(29), reports=Reports(answer), detector="evidently", last=last).carried_over
+
+
+def test_a_look_holds_what_the_report_draws_and_what_each_column_is_worth():
+    known = replace(SUBJECT, importance={"temp": 0.5})
+    found = look(rows(700), subject=known)
+    assert [shape.column for shape in found.shapes] == list(SCHEMA.names)
+    assert found.importance == {"temp": 0.5}
+
+
+def test_that_nothing_can_be_drawn_changes_no_verdict(monkeypatch):
+    def failing(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(monitor, "shapes", failing)
+    found = look(rows(700))
+    assert (found.state, found.shapes) == (State.STABLE, ())
 
 
 def test_rows_in_another_order_give_the_same_evidence():

@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from homeostat import report
 from homeostat.draw import harmless
 from homeostat.engines.local import LocalEngine
 from homeostat.errors import EngineError
+from homeostat.monitor import Subject, examine
+from homeostat.plot import plot
+from homeostat.profile import Profile
 from homeostat.records import (
     Action,
     ColumnDrift,
@@ -21,12 +25,14 @@ from homeostat.records import (
     Interval,
     Outcome,
     Performance,
+    Shape,
     State,
     Verdict,
     Window,
 )
 from homeostat.report import FileReporter, from_status, summary, to_status
 from homeostat.schema import Feature, Schema, Target
+from homeostat.settings import Monitor
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
@@ -168,6 +174,122 @@ def test_harmless_names_are_unique_and_cannot_act(names):
     for text in shown.values():
         assert text
         assert not set(text) & set("<>&\"'`\\{}()[]|$\n\r\t=;/")
+
+
+NUMBERS = Schema(
+    (Feature("temp", "number", edges=(-1.0, 0.0, 1.0)), Feature("wind", "number", edges=(0.0,))),
+    Target("y", "binary", "bool", ("false", "true")),
+)
+
+
+def measured(count, shift, day):
+    """Served rows of one day: `temp` and `wind`, both moved by `shift`."""
+    draw = np.random.default_rng(count)
+    moments = [day + timedelta(seconds=place) for place in range(count)]
+    return pa.table(
+        {
+            "occurred_at": pa.array(moments, pa.timestamp("us", "UTC")),
+            "model_version": ["r1"] * count,
+            "probability": draw.random(count),
+            "temp": draw.normal(shift, size=count),
+            "wind": draw.normal(shift, size=count),
+        }
+    )
+
+
+@pytest.mark.parametrize(("shift", "state"), [(0.0, State.STABLE), (1.0, State.DRIFT)])
+def test_evidently_itself_decides_where_settings_say_so(engine, tmp_path, shift, state):
+    old = measured(900, 0.0, NOW - timedelta(days=9))
+    subject = Subject("r1", NUMBERS, Profile.of(old, NUMBERS, block=timedelta(days=1)), old, None)
+    evidence = examine(
+        subject,
+        measured(400, shift, NOW - timedelta(days=1)),
+        EVIDENCE.window,
+        refused={},
+        last=None,
+        # With ours deciding nothing would ever drift.
+        settings=Monitor(detector="evidently", min_effect=1.0),
+        mature_until=NOW,
+        now=NOW,
+        reporter=FileReporter(tmp_path, engine, sample=300, seed=0),
+    )
+    assert (evidence.state, evidence.data_drift) == (state, bool(shift))
+    assert [column.drifted for column in evidence.columns] == [bool(shift)] * 2
+    assert evidence.evidently["dataset_drift"] is bool(shift)
+    assert (tmp_path / evidence.evidently["report"]).stat().st_size > 100_000
+
+
+class Drawing(Inline):
+    """An engine in which only the picture is drawn."""
+
+    def run(self, function, *args, **kwargs):
+        assert function is plot
+        return b"picture"
+
+
+def shaped():
+    shape = Shape("temp", ("low", "null"), (0.5, 0.5), (0.9, 0.1))
+    return replace(full(), shapes=(shape,), importance={"temp": 0.1})
+
+
+def reported(folder, evidence, engine=None):
+    """The page and the picture that stand beside the status."""
+    FileReporter(folder, engine or Drawing(), sample=300, seed=0).status(evidence)
+    picture = folder / "monitor_report.png"
+    page = (folder / "monitor_report.html").read_text()
+    return page, picture.read_bytes() if picture.exists() else None
+
+
+def test_our_report_stands_beside_evidentlys_with_its_picture(tmp_path):
+    page, picture = reported(tmp_path, shaped())
+    assert "The data drifted" in page
+    assert 'href="drift_report.html"' in page
+    assert picture == b"picture"
+    assert "monitor_report.png" in page
+
+
+def test_without_matplotlib_the_page_is_whole_and_says_why_there_is_no_picture(
+    tmp_path, monkeypatch
+):
+    reported(tmp_path, shaped())
+    monkeypatch.setattr(report, "can_draw", lambda: False)
+    page, picture = reported(tmp_path, shaped())
+    assert picture is None
+    assert "it needs matplotlib, which homeostat[demo] brings" in page
+    assert "<svg" in page
+
+
+def test_a_picture_that_cannot_be_drawn_or_has_nothing_to_show_leaves_no_old_one(tmp_path):
+    reported(tmp_path, shaped())
+    page, picture = reported(tmp_path, shaped(), Dead())
+    assert picture is None
+    assert "the child process died &lt;during&gt; draw" in page
+    reported(tmp_path, shaped())
+    page, picture = reported(tmp_path, replace(EVIDENCE, state=State.FAILED, reason="It broke."))
+    assert picture is None
+    assert "The look failed" in page
+    assert "It broke." in page
+
+
+def test_a_look_that_draws_nothing_anew_leaves_the_picture_and_says_so(tmp_path):
+    reported(tmp_path, shaped())
+    skipped = replace(shaped(), evidently={"skipped": "sparing"})
+    page, picture = reported(tmp_path, skipped, Dead())
+    assert picture == b"picture"
+    assert "was left as it was" in page
+
+
+def test_a_report_that_fails_leaves_the_status_and_says_that_it_failed(tmp_path, caplog):
+    def broken():
+        raise OSError("no chain")
+
+    reported(tmp_path, shaped())
+    FileReporter(tmp_path, Drawing(), sample=300, seed=0, lines=broken).status(EVIDENCE)
+    page = (tmp_path / "monitor_report.html").read_text()
+    assert "The report could not be drawn" in page
+    assert not (tmp_path / "monitor_report.png").exists()
+    assert json.loads((tmp_path / "drift_status.json").read_text())["verdict"] == "stable"
+    assert "No monitor_report.html" in caplog.text
 
 
 def test_where_evidently_was_not_asked_the_html_gives_the_reason(tmp_path):

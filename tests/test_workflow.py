@@ -211,15 +211,16 @@ class Machine:
         assert inputs["python-version"]
 
     def upload_artifact(self, room: Path, inputs: dict[str, str]) -> None:
-        source = room / "workspace" / inputs["path"]
         target = self.artifacts / inputs["name"]
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
-        elif source.is_file():
-            target.mkdir(parents=True)
-            shutil.copy(source, target)
-        else:
-            assert inputs["if-no-files-found"] == "ignore", source
+        for path in inputs["path"].splitlines():  # files of one folder, or one folder
+            source = room / "workspace" / path
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
+            elif source.is_file():
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+            else:
+                assert inputs["if-no-files-found"] == "ignore", source
 
     def download_artifact(self, room: Path, inputs: dict[str, str]) -> None:
         shutil.copytree(self.artifacts / inputs["name"], inputs["path"])
@@ -353,7 +354,10 @@ def test_the_steps_of_the_workflow_run_in_order(tmp_path, origin):
     assert champion(state) != was, (state / "reports" / "decisions.jsonl").read_text()
     for word in ("| price |", "| challenger |"):
         assert word in machine.summary, machine.summary
-    assert "<html" in (machine.artifacts / "drift-report" / "drift_report.html").read_text().lower()
+    reports = machine.artifacts / "drift-report"
+    for name in ("drift_report.html", "monitor_report.html"):
+        assert "<html" in (reports / name).read_text().lower()
+    assert (reports / "monitor_report.png").read_bytes().startswith(b"\x89PNG")
     assert len(git("-C", str(state), "rev-list", "HEAD").split()) == 3
 
 

@@ -1,30 +1,56 @@
-"""Alerts: tells people through Apprise what the loop did or cannot do.
+"""Alerts: tells people through Apprise what the loop did or cannot do, once per change.
 
-It takes the Apprise URLs of the settings, which hold secrets and so are named by number and scheme.
-It gives a `contracts.Alerts` whose `send` never raises; a failed alert is one line in the log.
+It takes the Apprise URLs of the settings, which hold secrets and so are named by number and scheme,
+and the audit chain, from which follow both how things stand and what people were told last. It
+gives a `contracts.Alerts` whose `send` never raises, and lines of kind `told` in the chain.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from importlib.util import find_spec
 from typing import Any
 
-from homeostat.contracts import Alerts
-from homeostat.errors import SettingsError
+from homeostat.contracts import Alerts, Audit
+from homeostat.errors import SettingsError, cause
+from homeostat.records import Json, Sent
 
 LOGGER = logging.getLogger(__name__)
 LOOSE_TONGUES = ("apprise", "urllib3")
 """Loggers that write addresses, and with them tokens, into their messages."""
 
+WELL = "well"
+"""How a subject stands of which nobody need be told; where nothing was told yet, it is taken so."""
+
+TOLD = "told"
+"""The kind of line in the audit chain that says what people were told."""
+
+STARTS = frozenset({"decided", "first", "adopted", "rolled_back"})
+"""Kinds of line with which a turn begins that ends with the sealing of the journal."""
+
+MOVES = frozenset({"promoted", "rolled_back", "recovered"})
+"""Kinds of line after which another release serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one subject stands, and a title and a sentence for people."""
+
+    state: str
+    title: str
+    body: str
+
 
 class NoAlerts:
     """Tells nobody."""
 
-    def send(self, title: str, body: str) -> None:
-        """Does nothing."""
+    def send(self, title: str, body: str) -> Sent:  # noqa: ARG002 - the contract names them
+        """Nobody took it, and nobody failed to."""
+        return Sent(0)
 
 
 class AppriseAlerts:
@@ -41,8 +67,9 @@ class AppriseAlerts:
             )
         self._services = [_service(place, url) for place, url in enumerate(urls)]
 
-    def send(self, title: str, body: str) -> None:
+    def send(self, title: str, body: str) -> Sent:
         """Tell people; at most some seconds for each address that does not answer."""
+        problems = []
         for name, service in self._services:
             try:
                 with _silenced():
@@ -51,12 +78,97 @@ class AppriseAlerts:
             except Exception as error:  # noqa: BLE001 - the loop goes on untold; the log says why
                 problem = type(error).__name__
             if problem:
+                problems.append(f"{name}: {problem}")
                 LOGGER.warning("No alert through %s: %s.", name, problem)
+        return Sent(len(self._services) - len(problems), tuple(problems))
 
 
 def alerts(urls: Sequence[str]) -> Alerts:
     """Alerts to these Apprise URLs; to nobody where there are none. Raises SettingsError."""
     return AppriseAlerts(urls) if urls else NoAlerts()
+
+
+def tell(alerts: Alerts, audit: Audit, project: str, now: datetime) -> None:
+    """Tell people of each subject that stands otherwise than they were told last.
+
+    A line of kind `told` keeps what was told and which addresses failed. Where none took it, it is
+    tried again after the next turn. Never raises: a turn stands, whoever was told of it.
+    """
+    try:
+        _tell(alerts, audit, project, now)
+    except Exception as error:  # noqa: BLE001 - the log says why; the next turn tells
+        LOGGER.warning("People could not be told: %s.", cause(error))
+
+
+def _tell(alerts: Alerts, audit: Audit, project: str, now: datetime) -> None:
+    lines = audit.lines()
+    known = told(lines)
+    for subject, standing in standings(lines).items():
+        if standing.state == known.get(subject, WELL):
+            continue
+        sent = alerts.send(f"{project}: {standing.title}", standing.body)
+        if sent.taken or sent.problems:
+            line = {"subject": subject, "state": standing.state, "taken": sent.taken}
+            audit.write(TOLD, now, {**line, "problems": sent.problems})
+
+
+def told(lines: Sequence[Mapping[str, Json]]) -> dict[str, str]:
+    """The state of each subject that somebody was told last."""
+    bodies = (line["body"] for line in lines if line["kind"] == TOLD)
+    return {body["subject"]: body["state"] for body in bodies if body["taken"]}
+
+
+def standings(lines: Sequence[Mapping[str, Json]]) -> dict[str, Standing]:
+    """How each subject stands after these lines of the audit chain, the oldest first.
+
+    `monitor` has the state of the last look, `stable` being well; `release` the id of the release
+    that serves; `training`, `promotion`, `journal` and `human` are well, or not.
+    """
+    found: dict[str, Standing] = {}
+    for line in lines:
+        found |= _after(line["kind"], line["body"])
+    return found
+
+
+def _after(kind: str, body: Mapping[str, Json]) -> dict[str, Standing]:
+    """The subjects of which one line of the chain tells."""
+    found: dict[str, Standing] = {}
+    if kind in STARTS:
+        found["journal"] = Standing(WELL, "the journal is sealed again", "It works as before.")
+    if kind == "decided":
+        found |= _decided(body)
+    elif kind == "monitored":
+        found["monitor"] = _looked(body)
+    elif kind == "trained":
+        found["training"] = Standing(WELL, "training works again", "A challenger was fitted.")
+    elif kind == "training_failed":
+        found["training"] = Standing("failed", "training failed", body["reason"])
+    elif kind == "not_promoted":
+        found["promotion"] = Standing("failed", "not promoted", body["reason"])
+    elif kind == "seal_failed":
+        found["journal"] = Standing("failed", "the journal could not be sealed", body["reason"])
+    elif kind in MOVES:
+        title = kind.replace("_", " ")
+        said = f"{body['release'][:12]} serves now. {body.get('reason', '')}".strip()
+        found["release"] = Standing(body["release"], title, said)
+        well = Standing(WELL, "promotions work again", f"{body['release'][:12]} was promoted.")
+        found |= {"promotion": well} if kind == "promoted" else {}
+    return found
+
+
+def _decided(body: Mapping[str, Json]) -> dict[str, Standing]:
+    decision, found = body["decision"], {}
+    if body["evidence"]:
+        found["monitor"] = _looked(body["evidence"])
+    found["human"] = Standing(WELL, "no human is needed any more", decision["reason"])
+    if decision["action"] == "stop_and_call":
+        found["human"] = Standing("needed", "a human is needed", decision["reason"])
+    return found
+
+
+def _looked(look: Mapping[str, Json]) -> Standing:
+    state = look["state"]
+    return Standing(WELL if state == "stable" else state, state, look["reason"])
 
 
 def _service(place: int, url: str) -> tuple[str, Any]:

@@ -94,7 +94,16 @@ def looked(evidence: Evidence) -> dict[str, Json]:
         "release": evidence.release,
         "window": jsonable(evidence.window),
         "drifted": [column.column for column in evidence.columns if column.drifted],
+        "distances": {
+            column.column: [_short(column.distance), _short(column.threshold)]
+            for column in evidence.columns
+        },
     }
+
+
+def _short(number: float) -> float:
+    """Four significant digits, enough to draw."""
+    return float(f"{number:.4g}")
 
 
 def fitted(candidate: Candidate) -> dict[str, Json]:
@@ -108,19 +117,12 @@ def fitted(candidate: Candidate) -> dict[str, Json]:
     }
 
 
-def attempted(
-    audit: Audit, chore: str, now: datetime, do: Callable[[datetime], object]
-) -> str | None:
-    """Do what a turn's outcome does not depend on; a failure is recorded, goes no further, and is
-    returned.
-    """
+def attempted(audit: Audit, chore: str, now: datetime, do: Callable[[datetime], object]) -> None:
+    """Do what a turn's outcome does not depend on; a failure is recorded and goes no further."""
     try:
         do(now)
     except Exception as error:  # noqa: BLE001 - fails closed: nothing was done, and why
-        reason = cause(error)
-        audit.write(f"{chore}_failed", now, {"reason": reason})
-        return reason
-    return None
+        audit.write(f"{chore}_failed", now, {"reason": cause(error)})
 
 
 def _hash(line: Mapping[str, Json]) -> str:

@@ -147,7 +147,12 @@ class Project:
                 block=chosen.monitor.block,
             ),
             reporter=FileReporter(
-                reports, drawing, sample=chosen.monitor.sample, seed=chosen.project.seed
+                reports,
+                drawing,
+                sample=chosen.monitor.sample,
+                seed=chosen.project.seed,
+                rules=chosen.monitor,
+                lines=self.audit.lines,
             ),
             tracker=tracked,
             alerts=alerts(chosen.alerts.urls),

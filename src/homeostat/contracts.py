@@ -26,6 +26,7 @@ from homeostat.records import (
     Refusal,
     Release,
     Sealed,
+    Sent,
     Verdict,
     Window,
 )
@@ -253,8 +254,8 @@ class Tracker(Protocol):
 
 
 class Alerts(Protocol):
-    def send(self, title: str, body: str) -> None:
-        """Tell people. Never raises."""
+    def send(self, title: str, body: str) -> Sent:
+        """Tell people; who took it and who failed. Never raises."""
         ...
 
 

@@ -151,7 +151,9 @@ def _drift(evidence: Evidence) -> str:
     prediction, joint = evidence.prediction_drift, evidence.joint_drift
     shifted = prediction is not None and prediction.drifted
     together = joint is not None and joint.drifted
-    if not drifted and not shifted and not together:
+    nothing = not (drifted or shifted or together)
+    if nothing or any(c.distance <= c.threshold for c in drifted):
+        # Where Evidently decides, ours are not the numbers that did.
         return f"The window drifted: {_sentence(evidence)}"
     parts = []
     if drifted:

@@ -30,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from homeostat import importance
 from homeostat.errors import SchemaError, TrainingError
 from homeostat.profile import Profile
 from homeostat.schema import UNSEEN, Schema
@@ -236,10 +237,12 @@ def _objects(scorer: Scorer, rows: pa.Table, job: Job) -> dict[str, bytes]:
         return objects
     sample = _sampled(draw, rows.num_rows, SAMPLE)
     kept = _beside(_beside(features, scored), rows.select(["label"])).take(sample)
-    return objects | {
+    objects |= {
         "reference": _reference(rows, scored, final, job.block).to_bytes(),
         "reference_sample": _parquet(kept),
     }
+    measured = importance.measure(scorer, kept, job.seed)
+    return objects if measured is None else {**objects, "importance": measured}
 
 
 def _output(scorer: Scorer, features: pa.Table) -> Any:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from homeostat import blocks, gate
+from homeostat.alerts import tell
 from homeostat.audit import attempted, fitted, jsonable, looked
 from homeostat.contracts import (
     Alerts,
@@ -90,6 +91,7 @@ class Loop:
         now = now or self.clock.now()
         evidence = self._look(now)
         self.audit.write("monitored", now, looked(evidence))
+        self._tell(now)
         return evidence
 
     def retrain(self, now: datetime | None = None, *, force: bool = False) -> Outcome:
@@ -185,14 +187,13 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
             evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
-        if last is None or last.state != evidence.state:
-            self._tell(evidence.state.value, evidence.reason)
         return evidence
 
     def _subject(self, champion: Release) -> Subject:
         if champion.id not in self._subjects:
             self._subjects.clear()
-            names = ("schema", "reference", "reference_sample")
+            names = ["schema", "reference", "reference_sample"]
+            names += {"importance"} & champion.manifest["objects"].keys()  # older ones lack it
             held = {name: self.releases.object(champion, name) for name in names}
             self._subjects[champion.id] = Subject.of(champion, held)
         return self._subjects[champion.id]
@@ -204,9 +205,7 @@ class Loop:
         about = looked(evidence) if evidence else None
         self.audit.write("decided", now, {"decision": jsonable(decision), "evidence": about})
         outcome = Outcome(now, decision, evidence, release=champion.id)
-        if decision.action is Action.CALL:
-            self._tell("a human is needed", decision.reason)
-        elif decision.action is Action.RETRAIN:
+        if decision.action is Action.RETRAIN:
             outcome = self._challenge(outcome, champion)
         return self._done(outcome, began)
 
@@ -236,7 +235,6 @@ class Loop:
                 candidate = self.trainer.with_twin(candidate, parts.judging)
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("training_failed", now, {"reason": cause(error)})
-            self._tell("training failed", cause(error))
             return _held(outcome, "failed", f"Training failed: {cause(error)}")
         if not verdict.promote:
             self.tracker.training(candidate, verdict, None, self.report)
@@ -328,14 +326,13 @@ class Loop:
             self.releases.promote(release)
         except ReleaseError as error:
             self.audit.write("not_promoted", now, {"release": release.id, "reason": cause(error)})
-            self._tell("not promoted", cause(error))
+            self._end(now)
             raise
         told: dict[str, Json] = {"previous": candidate.parent, "reason": verdict.reason}
         told |= {"release": release.id, "sequence": release.sequence}
         self.audit.write("promoted", now, told)
         self.copy()
         self.tracker.training(candidate, verdict, release, self.report)
-        self._tell("promoted", f"{release.short} serves now. {verdict.reason}")
         return release
 
     # --- rows ---
@@ -381,12 +378,15 @@ class Loop:
 
     def _done(self, outcome: Outcome, began: float) -> Outcome:
         self.watch(outcome := replace(outcome, seconds=time.monotonic() - began))
-        if reason := attempted(self.audit, "seal", outcome.at, self.journal.seal):
-            self._tell("the journal could not be sealed", reason)
+        self._end(outcome.at)
         return outcome
 
-    def _tell(self, title: str, body: str) -> None:
-        self.alerts.send(f"{self.settings.project.name}: {title}", body)
+    def _end(self, now: datetime) -> None:
+        attempted(self.audit, "seal", now, self.journal.seal)
+        self._tell(now)
+
+    def _tell(self, now: datetime) -> None:
+        tell(self.alerts, self.audit, self.settings.project.name, now)
 
 
 def _held(outcome: Outcome, trigger: str, reason: str) -> Outcome:

@@ -125,6 +125,16 @@ class Performance:
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """How one column is distributed in reference and window, to be drawn."""
+
+    column: str
+    labels: tuple[str, ...]  # of the bins in their order, null last
+    reference: tuple[float, ...]  # share of the reference's rows in each bin
+    current: tuple[float, ...]  # of the window's
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """All that the monitor found out about one window."""
 
@@ -149,6 +159,9 @@ class Evidence:
     evidently: Mapping[str, Json] = field(default_factory=dict)
     history: int = 0  # labelled rows in the whole journal that are old enough to be judged
     created_at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    # For the report alone: the status file does not hold them.
+    shapes: tuple[Shape, ...] = ()
+    importance: Mapping[str, float] = field(default_factory=dict)  # rise of the loss by column
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,3 +363,11 @@ class Outcome:
     release: str | None = None  # the champion after the turn
     promoted: bool = False
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of a message to people."""
+
+    taken: int  # addresses that took it
+    problems: tuple[str, ...] = ()  # one for each other address, which is named by its number

@@ -1,4 +1,4 @@
-"""Reports for people and programs: Evidently's HTML, `drift_status.json`, a Markdown summary.
+"""Reports for people and programs: Evidently's HTML and our own, the status file, a summary.
 
 Takes evidence, and bounded samples of the rows behind it. Gives files that are whole or not there,
 and texts in which no name of a column, level or class can act as HTML or Markdown.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import lru_cache
@@ -23,6 +25,9 @@ from homeostat import files
 from homeostat.contracts import Engine
 from homeostat.draw import draw
 from homeostat.errors import cause
+from homeostat.findings import findings
+from homeostat.page import page
+from homeostat.plot import can_draw, plot
 from homeostat.records import (
     Action,
     ColumnDrift,
@@ -39,24 +44,40 @@ from homeostat.records import (
     Window,
 )
 from homeostat.schema import Schema
+from homeostat.settings import Monitor
 
+LOGGER = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 HTML = "drift_report.html"
 STATUS = "drift_status.json"
+PAGE = "monitor_report.html"
+PICTURE = "monitor_report.png"
 
 
 class FileReporter:
-    """A `Reporter` that writes into one folder; Evidently runs in the engine's child.
+    """A `Reporter` that writes into one folder; Evidently and matplotlib run in the engine's child.
 
     Evidently is handed at most `sample` rows of the reference and of the window, drawn with
-    `seed`: its cost does not depend on the traffic.
+    `seed`: its cost does not depend on the traffic. `lines` gives the audit chain, for the looks
+    of before, and `rules` are what the page says that the verdict rests on.
     """
 
-    def __init__(self, folder: Path, engine: Engine, *, sample: int, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: Engine,
+        *,
+        sample: int,
+        seed: int,
+        rules: Monitor | None = None,
+        lines: Callable[[], Sequence[Mapping[str, Json]]] = tuple,
+    ) -> None:
         self._folder = folder
         self._engine = engine
         self._sample = sample
         self._seed = seed
+        self._rules = rules or Monitor()
+        self._lines = lines
 
     def evidently(
         self, reference: pa.Table, current: pa.Table, schema: Schema
@@ -82,15 +103,53 @@ class FileReporter:
 
     def placeholder(self, title: str, text: str) -> None:
         """Write the HTML where there is nothing to draw, and say why."""
-        page = _PAGE.format(title=html.escape(title), text=html.escape(text))
-        files.write(self._folder / HTML, page.encode("utf-8", "replace"))
+        self._say(HTML, title, text)
+
+    def _say(self, name: str, title: str, text: str) -> None:
+        said = _PAGE.format(title=html.escape(title), text=html.escape(text))
+        files.write(self._folder / name, said.encode("utf-8", "replace"))
 
     def status(self, evidence: Evidence) -> None:
-        """Write the status file; where Evidently was not asked, the HTML says why."""
+        """Write the status file, and our own report beside it; where Evidently was not asked, its
+        HTML says why. A report that cannot be drawn says so and goes no further.
+        """
         if not evidence.evidently:
             self.placeholder("No drift report", evidence.reason)
-        text = json.dumps(to_status(evidence), indent=1, allow_nan=False)
+        content = to_status(evidence)
+        text = json.dumps(content, indent=1, allow_nan=False)
         files.write(self._folder / STATUS, text.encode() + b"\n")
+        try:
+            self._report(evidence, content)
+        except Exception as error:  # noqa: BLE001 - fails closed: the status stands, the page tells
+            reason = cause(error)
+            LOGGER.warning("No %s: %s.", PAGE, reason)
+            with suppress(OSError):
+                (self._folder / PICTURE).unlink(missing_ok=True)
+                self._say(PAGE, "The report could not be drawn", reason)
+
+    def _report(self, evidence: Evidence, content: Mapping[str, Json]) -> None:
+        found = findings(content, evidence.shapes, evidence.importance, self._lines(), self._rules)
+        told = self._picture(evidence, found)
+        made = page(found, picture=told, drift_report=HTML)
+        files.write(self._folder / PAGE, made)
+
+    def _picture(self, evidence: Evidence, found: Mapping[str, Json]) -> str:
+        """Draw the PNG where there is something to draw; what the page says about it."""
+        if "skipped" in evidence.evidently:
+            return "The picture beside this page was left as it was in this look."
+        try:
+            if not evidence.shapes or not evidence.columns:
+                return self._no_picture("there is nothing to draw")
+            if not can_draw():
+                return self._no_picture("it needs matplotlib, which homeostat[demo] brings")
+            files.write(self._folder / PICTURE, self._engine.run(plot, found))
+        except Exception as error:  # noqa: BLE001 - the page has all that the picture would have
+            return self._no_picture(cause(error))
+        return f"The same in one picture: {PICTURE}."
+
+    def _no_picture(self, why: str) -> str:
+        (self._folder / PICTURE).unlink(missing_ok=True)
+        return f"No picture was drawn beside this page: {why.rstrip('.')}."
 
     def last(self) -> Evidence | None:
         """The evidence of the last status; None when there is none that can be read."""

@@ -123,7 +123,8 @@ def evidence(found: Evidence, reports: Path, *, as_json: bool) -> None:
             f"[{'red' if finding.severity == 'block' else 'yellow'}]{finding.severity}[/] "
             f"{escape(finding.message)}"
         )
-    out.print(f"[dim]{escape(str(reports / 'drift_report.html'))}[/]")
+    for name in ("monitor_report.html", "drift_report.html"):
+        out.print(f"[dim]{escape(str(reports / name))}[/]")
 
 
 def outcome(result: Outcome, reports: Path, *, as_json: bool) -> None:

@@ -108,6 +108,7 @@ class View:
         for name in (
             "demo.png",
             "demo.json",
+            "reports/monitor_report.html",
             "reports/drift_report.html",
             "reports/decisions.jsonl",
             "data/logs/predictions.csv",

@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from homeostat import importance
 from homeostat.blocks import Kept
 from homeostat.contracts import Reporter
 from homeostat.errors import cause
 from homeostat.monitor import performance, quality
 from homeostat.monitor.drift import NOTHING, Drift, drift
+from homeostat.monitor.shapes import shapes
 from homeostat.profile import PREDICTION, Profile
 from homeostat.records import (
     ColumnDrift,
@@ -33,6 +35,7 @@ from homeostat.records import (
     Json,
     Performance,
     Release,
+    Shape,
     State,
     Window,
 )
@@ -58,16 +61,20 @@ class Subject:
     reference: Profile  # of the rows that the champion was fitted on
     sample: pa.Table  # some of these rows, for Evidently
     baseline: Interval | None  # its loss when it was judged
+    importance: Mapping[str, float] = field(default_factory=dict)  # empty: not known
 
     @classmethod
     def of(cls, champion: Release, held: Mapping[str, bytes]) -> Subject:
-        """From the objects `schema`, `reference` and `reference_sample` of a release."""
+        """From the objects `schema`, `reference` and `reference_sample` of a release, and
+        `importance` where it has one.
+        """
         return cls(
             release=champion.id,
             schema=Schema.from_json(held["schema"]),
             reference=Profile.from_bytes(held["reference"]),
             sample=pq.read_table(io.BytesIO(held["reference_sample"])),
             baseline=_baseline(champion),
+            importance=importance.read(held.get("importance")),
         )
 
 
@@ -123,6 +130,7 @@ class _Found:
     drift: Drift = NOTHING
     prediction: ColumnDrift | None = None
     performance: Performance | None = None
+    shapes: tuple[Shape, ...] = ()
     failures: list[str] = field(default_factory=list)
 
     def stage(self, name: str, run: Callable[[], T], otherwise: T) -> T:
@@ -162,6 +170,8 @@ def examine(
     if rows.num_rows < settings.min_rows:
         return _too_few(scene, evidence)
     found = _look(scene, reporter)
+    if settings.detector == "evidently":
+        found.drift = replace(found.drift, columns=_by_evidently(found))
     evidence = replace(
         evidence,
         columns=found.drift.columns,
@@ -172,6 +182,8 @@ def examine(
         performance=found.performance,
         evidently=found.evidently,
         hurts=performance.hurts(found.performance) if found.performance else Hurts.UNKNOWN,
+        shapes=found.shapes,
+        importance=subject.importance,
     )
     return _weighed(evidence, found, settings)
 
@@ -248,12 +260,32 @@ def _look(scene: _Scene, reporter: Reporter) -> _Found:
     sound = [name for name in subject.schema.names if name not in bad]
     if profile is not None:
         found.drift = found.stage("drift", lambda: _drift(scene, profile, sound), found.drift)
+        found.shapes = _shapes(subject, profile)
     found.prediction = found.stage("prediction drift", lambda: _prediction_drift(scene), None)
     scope = performance.Scope(subject.release, scene.mature_until, settings.block, subject.baseline)
     found.performance = found.stage(
         "performance", lambda: performance.performance(scene.rows, subject.schema, scope), None
     )
     return found
+
+
+def _shapes(subject: Subject, profile: Profile) -> tuple[Shape, ...]:
+    """For people's eyes; that they cannot be drawn changes no verdict."""
+    try:
+        return shapes(subject.reference, profile, subject.schema)
+    except Exception:  # noqa: BLE001 - the report then says that there is nothing to draw
+        return ()
+
+
+def _by_evidently(found: _Found) -> tuple[ColumnDrift, ...]:
+    """Our columns with Evidently's word for whether they drifted; what it left out did not."""
+    told = found.evidently.get("columns")
+    if told is None:
+        return found.drift.columns
+    return tuple(
+        replace(column, drifted=bool(told.get(column.column, {}).get("drifted", False)))
+        for column in found.drift.columns
+    )
 
 
 def _quality(scene: _Scene, profile: Profile) -> tuple[Finding, ...]:
