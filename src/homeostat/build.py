@@ -154,6 +154,7 @@ class Project:
             copy=self.copy,
             watch=watch or ignore,
             report=reports / "drift_report.html",
+            engine=fits,
         )
 
 

@@ -25,6 +25,7 @@ from homeostat.contracts import (
     Alerts,
     Audit,
     Clock,
+    Engine,
     Journal,
     Policy,
     Releases,
@@ -36,7 +37,7 @@ from homeostat.contracts import (
 from homeostat.decide import asked
 from homeostat.errors import ReleaseError, TrainingError, cause
 from homeostat.holdout import EPOCH, TICK, Holdout, before, everything, hold_out
-from homeostat.monitor import Subject, examine, failed
+from homeostat.monitor import Journalled, Subject, examine, failed
 from homeostat.notes import Note
 from homeostat.records import (
     Action,
@@ -72,6 +73,7 @@ class Loop:
     watch: Watcher
     report: Path | None = None  # the drift report, to be tracked beside a training
     gated: bool = True  # False: a replay's yardstick, which promotes whatever it trained
+    engine: Engine | None = None  # where the monitor's twins are fitted; None: they are not
     _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
 
     # --- turns ---
@@ -175,6 +177,7 @@ class Loop:
                 mature_until=mature,
                 now=now,
                 reporter=self.reporter,
+                asked=Journalled.of(self.journal, now, self.settings, self.engine),
             )
             # Only the number is wanted, so no feature is read, and no more than a piece is held.
             bare = replace(subject.schema, features=())
@@ -225,7 +228,7 @@ class Loop:
             parts = self._split(rows, champion)
             if parts.problem:
                 self.audit.write("held", now, {"reason": parts.problem})
-                return _held(outcome, "no_fresh_labels", parts.problem)
+                return outcome.held("no_fresh_labels", parts.problem)
             refit = self.gated and self.settings.training.refit
             candidate = self._fit(
                 parts.training, schema, parts.window.start, now, champion.id, trial=refit
@@ -243,7 +246,7 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("training_failed", now, {"reason": cause(error)})
             self._tell("training failed", cause(error))
-            return _held(outcome, "failed", f"Training failed: {cause(error)}")
+            return outcome.held("failed", f"Training failed: {cause(error)}")
         if not verdict.promote:
             self.tracker.training(candidate, verdict, None, self.report)
             return replace(outcome, verdict=verdict)
@@ -393,8 +396,3 @@ class Loop:
 
     def _tell(self, title: str, body: str) -> None:
         self.alerts.send(f"{self.settings.project.name}: {title}", body)
-
-
-def _held(outcome: Outcome, trigger: str, reason: str) -> Outcome:
-    decision = replace(outcome.decision, action=Action.HOLD, trigger=trigger, reason=reason)
-    return replace(outcome, decision=decision)
