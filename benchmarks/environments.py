@@ -18,7 +18,7 @@ from load import BenchmarkError
 
 PEERS = Path(__file__).parent / "peers"
 STORED = {"mlflow": "mlflow", "bentoml": "pickle", "litserve": "pickle", "apps": "pickle"}
-"""Environment → how its model is stored; `peers/<environment>.txt` holds its pins."""
+"""Environment → how its model is stored, if it has one; `peers/<environment>.txt` are its pins."""
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",
@@ -56,7 +56,8 @@ def made(name: str, kept: Path) -> Environment:
     """The environment `name`, as it was or anew. Raises BenchmarkError when it cannot be made."""
     here = Environment(kept / name)
     pins, stamp = PEERS / f"{name}.txt", here.folder / "stamp"
-    sources = [pins, PEERS / "model.py", PEERS / "prepare.py"]
+    stored = STORED.get(name)
+    sources = [pins, *([PEERS / "model.py", PEERS / "prepare.py"] if stored else [])]
     wanted = hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted:
         return here
@@ -69,7 +70,8 @@ def made(name: str, kept: Path) -> Environment:
     else:
         run(sys.executable, "-m", "venv", str(venv))
         run(str(here.python), "-m", "pip", "install", "--quiet", "-r", str(pins))
-    run(str(here.python), str(PEERS / "prepare.py"), STORED[name], str(here.model))
+    if stored:
+        run(str(here.python), str(PEERS / "prepare.py"), stored, str(here.model))
     stamp.write_text(wanted)
     return here
 

@@ -73,6 +73,9 @@ HARM = replace(
         "log_loss", Interval(0.48, 0.46, 0.5, 900, 7), Interval(0.42, None, None, 800, 7)
     ),
 )
+ESTIMATED = replace(
+    HARM.performance, realised=None, estimated=Interval(0.51, 0.5, 0.52, 80, 7), harm_by="estimate"
+)
 FINDINGS = (
     Finding("volume", "block", None, 0.1, 0.5, "few"),
     Finding("unseen", "warn", "carrier", 0.1, 0.05, "new"),
@@ -331,3 +334,8 @@ def test_growth_waits_for_the_cooldown_and_can_be_switched_off():
 def test_broken_data_is_never_outvoted_by_growth():
     evidence = replace(BROKEN, history=9000)
     assert decide(evidence, Past(trained_rows=1000), NOW, RULE).action is Action.CALL
+
+
+def test_estimated_harm_is_told_as_an_estimate_and_not_as_what_labels_say():
+    reason = decide(replace(HARM, performance=ESTIMATED), Past(), NOW, RULE).reason
+    assert "log loss is estimated at 0.51 on 80 rows that have no label yet, against 0.42" in reason

@@ -3,10 +3,12 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from loop_fixtures import InProcess
 
 from homeostat import monitor
-from homeostat.monitor import Subject, examine
+from homeostat.monitor import Journalled, Subject, examine
 from homeostat.profile import Profile
 from homeostat.records import Evidence, Hurts, Interval, State, Window
 from homeostat.schema import TIMESTAMP, Feature, Schema, Target
@@ -65,7 +67,9 @@ class Reports:
         return self.answer
 
 
-def look(current, *, refused=None, last=None, reports=None, subject=SUBJECT, **settings):
+def look(
+    current, *, refused=None, last=None, reports=None, subject=SUBJECT, asked=None, **settings
+):
     return examine(
         subject,
         current,
@@ -76,6 +80,7 @@ def look(current, *, refused=None, last=None, reports=None, subject=SUBJECT, **s
         mature_until=WEEK.end,
         now=WEEK.end,
         reporter=reports or Reports(),
+        asked=asked,
     )
 
 
@@ -251,3 +256,39 @@ def test_evidence_is_all_that_is_ever_given_back():
     assert isinstance(look(rows(700).drop_columns(["model_version"])), Evidence)
     assert look(rows(700).drop_columns(["occurred_at"])).state is State.FAILED
     assert look(rows(5).drop_columns(["occurred_at"])).state is State.FAILED
+
+
+def journalled():
+    """All rows there are, of which any window may be asked."""
+    whole = pa.concat_tables([OLD, rows(700)])
+    for name in ("prediction", "probabilities"):
+        whole = whole.append_column(name, pa.nulls(whole.num_rows, pa.string()))
+
+    def past(window, schema):
+        times = whole.column("occurred_at")
+        low, high = (pa.scalar(moment, TIMESTAMP) for moment in (window.start, window.end))
+        yield whole.filter(pc.and_(pc.greater_equal(times, low), pc.less(times, high)))
+
+    return Journalled(past, InProcess())
+
+
+def test_what_was_journalled_before_tells_of_estimates_their_record_and_the_champions_age():
+    aged = replace(SUBJECT, cutoff=START + 70 * DAY)
+    found = look(rows(700), subject=aged, asked=journalled())
+    assert found.state is State.STABLE
+    assert found.performance.record["windows"] == 8
+    assert found.performance.estimated.value == pytest.approx(0.5, abs=0.05)
+    assert (found.staleness.rows, found.staleness.reason) == (700, "")
+    off = look(rows(700), subject=aged, asked=journalled(), staleness=False)
+    assert off.staleness is None
+    assert off.performance == found.performance
+
+
+def test_the_metric_that_settings_name_is_what_hurts_is_told_by():
+    found = look(rows(700), asked=journalled(), metric="auc", decision_threshold=0.3)
+    assert found.performance.metric == "auc"
+    assert found.performance.baseline is None
+    assert found.hurts is Hurts.UNKNOWN
+    unknown = look(rows(700), metric="glory")
+    assert unknown.state is State.FAILED
+    assert "'glory' is no metric" in unknown.reason

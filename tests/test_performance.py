@@ -26,6 +26,7 @@ def table(schema, output, labels, days=7, release="r1"):
     count = len(output)
     kind = pa.float64() if schema.target.task == "regression" else pa.string()
     columns = {
+        "x": pa.nulls(count, pa.float64()),
         "occurred_at": pa.array(
             [START + DAY * (days * i / count) for i in range(count)], TIMESTAMP
         ),
@@ -50,9 +51,14 @@ def test_binary_metrics_are_those_of_scikit_learn():
     assert found.realised.value == pytest.approx(metrics.log_loss(positive, output))
     assert found.realised.rows == 400
     assert found.realised.blocks == 7
-    assert found.extra["auc"] == pytest.approx(metrics.roc_auc_score(positive, output))
-    assert found.extra["accuracy"] == metrics.accuracy_score(positive, output > 0.5)
-    assert found.extra["brier"] == pytest.approx(metrics.brier_score_loss(positive, output))
+    said = {name: interval.value for name, interval in found.measures.items()}
+    assert said["auc"] == pytest.approx(metrics.roc_auc_score(positive, output))
+    assert said["accuracy"] == metrics.accuracy_score(positive, output > 0.5)
+    assert said["brier"] == pytest.approx(metrics.brier_score_loss(positive, output))
+    assert said["f1"] == pytest.approx(metrics.f1_score(positive, output > 0.5))
+    assert all(
+        interval.low <= interval.value <= interval.high for interval in found.measures.values()
+    )
 
 
 def test_multiclass_and_regression_have_their_own_metrics():
@@ -61,14 +67,21 @@ def test_multiclass_and_regression_have_their_own_metrics():
     found = performance(table(CLASSES, output, labels), CLASSES, SCOPE)
     assert found.realised.value == pytest.approx(metrics.log_loss(labels, output))
     best = np.array(list("abc"))[output.argmax(axis=1)]
-    assert found.extra == {"accuracy": metrics.accuracy_score(labels, best)}
+    said = {name: interval.value for name, interval in found.measures.items()}
+    assert said["accuracy"] == metrics.accuracy_score(labels, best)
+    assert said["f1"] == pytest.approx(metrics.f1_score(labels, best, average="macro"))
+    auc = metrics.roc_auc_score(labels, output, multi_class="ovr")
+    assert said["auc"] == pytest.approx(auc)
+    brier = metrics.brier_score_loss(labels, output, scale_by_half=False)
+    assert said["brier"] == pytest.approx(brier)
 
     truth, said = RNG.normal(size=200), RNG.normal(size=200)
     found = performance(table(NUMBER, said, truth), NUMBER, SCOPE)
     assert found.metric == "rmse"
     assert found.realised.value == pytest.approx(metrics.root_mean_squared_error(truth, said))
     assert found.realised.low < found.realised.value < found.realised.high
-    assert found.extra == {"mae": pytest.approx(metrics.mean_absolute_error(truth, said))}
+    assert found.measures["mae"].value == pytest.approx(metrics.mean_absolute_error(truth, said))
+    assert found.measures["r2"].value == pytest.approx(metrics.r2_score(truth, said))
 
 
 def test_only_mature_labelled_rows_of_the_champion_are_judged():
@@ -102,7 +115,7 @@ def test_the_interval_is_that_of_t_on_the_means_of_equal_blocks():
 def test_one_class_has_no_auc_and_a_label_that_is_no_class_is_counted_not_scored():
     rows = table(BINARY, [0.2, 0.3, 0.4], ["false", "false", "maybe"])
     found = performance(rows, BINARY, SCOPE)
-    assert "auc" not in found.extra
+    assert "auc" not in found.measures
     assert found.extra["unknown_labels"] == 1
     assert found.realised.rows == 2
 

@@ -161,6 +161,7 @@ class Project:
             watch=watch or ignore,
             report=reports / "drift_report.html",
             kept=Kept(self.journal, chosen.path(".homeostat", "profiles")),
+            engine=fits,
         )
 
 

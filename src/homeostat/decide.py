@@ -116,7 +116,7 @@ def _numbers(evidence: Evidence) -> Mapping[str, float]:
         "blocking": sum(finding.severity == "block" for finding in evidence.findings),
     }
     if evidence.performance is not None:
-        for name in ("realised", "baseline"):
+        for name in ("realised", "estimated", "baseline"):
             interval = getattr(evidence.performance, name)
             if interval is not None:
                 numbers[name] = interval.value
@@ -136,12 +136,20 @@ def _broken(evidence: Evidence) -> str:
 
 def _harm(evidence: Evidence) -> str:
     performance = evidence.performance
-    if performance is None or performance.realised is None or performance.baseline is None:
+    if performance is None or performance.baseline is None:
         return f"The champion's predictions got worse: {_sentence(evidence)}"
-    now = performance.realised
+    now, told = performance.realised, performance.estimated
+    name = performance.metric.replace("_", " ")
+    if performance.harm_by == "estimate" and told is not None:
+        return (
+            f"The champion's {name} is estimated at {told.value:.4g} on {told.rows:,} rows that "
+            f"have no label yet, against {performance.baseline.value:.4g} at its release."
+        )
+    if now is None:
+        return f"The champion's predictions got worse: {_sentence(evidence)}"
     spread = "" if now.low is None or now.high is None else f" ({now.low:.4g} to {now.high:.4g})"
     return (
-        f"The champion's {performance.metric.replace('_', ' ')} is {now.value:.4g}{spread} on "
+        f"The champion's {name} is {now.value:.4g}{spread} on "
         f"{now.rows:,} labelled rows, against {performance.baseline.value:.4g} at its release."
     )
 

@@ -26,6 +26,7 @@ from homeostat.contracts import (
     Alerts,
     Audit,
     Clock,
+    Engine,
     Journal,
     Policy,
     Releases,
@@ -37,7 +38,7 @@ from homeostat.contracts import (
 from homeostat.decide import asked
 from homeostat.errors import ReleaseError, TrainingError, cause
 from homeostat.holdout import Holdout, before, everything, hold_out
-from homeostat.monitor import Subject, examine, failed
+from homeostat.monitor import Journalled, Subject, examine, failed
 from homeostat.notes import Note
 from homeostat.records import (
     Action,
@@ -74,6 +75,7 @@ class Loop:
     report: Path | None = None  # the drift report, to be tracked beside a training
     kept: blocks.Kept | None = None  # profiles of days; None: every look counts all rows
     gated: bool = True  # False: a replay's yardstick, which promotes whatever it trained
+    engine: Engine | None = None  # where the monitor's twins are fitted; None: they are not
     _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
 
     # --- turns ---
@@ -179,6 +181,7 @@ class Loop:
                 now=now,
                 reporter=self.reporter,
                 kept=self.kept,
+                asked=Journalled.of(self.journal, now, self.settings, self.engine),
             )
             # Only the number is wanted, so no feature is read, and no more than a piece is held.
             bare = replace(subject.schema, features=())
@@ -218,7 +221,7 @@ class Loop:
             parts = self._split(rows, champion)
             if parts.problem:
                 self.audit.write("held", now, {"reason": parts.problem})
-                return _held(outcome, "no_fresh_labels", parts.problem)
+                return outcome.held("no_fresh_labels", parts.problem)
             refit = self.gated and self.settings.training.refit
             candidate = self._fit(
                 parts.training, schema, parts.window.start, now, champion.id, trial=refit
@@ -235,7 +238,7 @@ class Loop:
                 candidate = self.trainer.with_twin(candidate, parts.judging)
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("training_failed", now, {"reason": cause(error)})
-            return _held(outcome, "failed", f"Training failed: {cause(error)}")
+            return outcome.held("failed", f"Training failed: {cause(error)}")
         if not verdict.promote:
             self.tracker.training(candidate, verdict, None, self.report)
             return replace(outcome, verdict=verdict)
@@ -387,8 +390,3 @@ class Loop:
 
     def _tell(self, now: datetime) -> None:
         tell(self.alerts, self.audit, self.settings.project.name, now)
-
-
-def _held(outcome: Outcome, trigger: str, reason: str) -> Outcome:
-    decision = replace(outcome.decision, action=Action.HOLD, trigger=trigger, reason=reason)
-    return replace(outcome, decision=decision)

@@ -7,7 +7,7 @@ share lies between 0 and 1. A record holds facts; the rooms that take it decide 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -116,12 +116,36 @@ class ColumnDrift:
 
 @dataclass(frozen=True, slots=True)
 class Performance:
-    """The champion's loss on labelled rows, beside what it was when it was released."""
+    """The champion's metric on labelled rows, beside what it was when it was released."""
 
-    metric: str  # "log_loss" or "rmse"
+    metric: str  # "log_loss" or "rmse", or what `monitor.metric` names
     realised: Interval | None
     baseline: Interval | None
-    extra: Mapping[str, float] = field(default_factory=dict)  # further metrics, e.g. auc
+    extra: Mapping[str, float] = field(default_factory=dict)  # shares and counts of the cohort
+    estimated: Interval | None = None  # of the window, told without its labels
+    measures: Mapping[str, Interval] = field(default_factory=dict)  # every realised metric
+    estimates: Mapping[str, Interval] = field(default_factory=dict)  # every estimated metric
+    record: Mapping[str, float] = field(default_factory=dict)  # estimates against what came true
+    labelled_by_score: tuple[float, ...] = ()  # share labelled by tenth of the scores, low first
+    lag_days: float = 0.0  # how much earlier than the window the realised cohort ends; 0: it is it
+    greater_is_better: bool = False
+    harm_by: Literal["labels", "estimate", ""] = ""  # what says that the metric got worse
+    note: str = ""  # one sentence: why something is not estimated
+
+
+@dataclass(frozen=True, slots=True)
+class Staleness:
+    """What a model as old as the champion loses against one fitted on the newest rows; see
+    `monitor.staleness`. Information only.
+    """
+
+    gain: float | None  # mean loss of the old twin − that of the new one, in the metric's loss
+    low: float | None  # 95 % interval, t on block means; None under five blocks
+    high: float | None
+    rows: int = 0  # newer than both twins' training rows
+    blocks: int = 0
+    metric: str = ""
+    reason: str = ""  # one sentence: why there is no gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +183,7 @@ class Evidence:
     evidently: Mapping[str, Json] = field(default_factory=dict)
     history: int = 0  # labelled rows in the whole journal that are old enough to be judged
     created_at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    staleness: Staleness | None = None
     # For the report alone: the status file does not hold them.
     shapes: tuple[Shape, ...] = ()
     importance: Mapping[str, float] = field(default_factory=dict)  # rise of the loss by column
@@ -363,6 +388,11 @@ class Outcome:
     release: str | None = None  # the champion after the turn
     promoted: bool = False
     seconds: float = 0.0
+
+    def held(self, trigger: str, reason: str) -> Outcome:
+        """The same turn, in which nothing was done after all."""
+        wanted = replace(self.decision, action=Action.HOLD, trigger=trigger, reason=reason)
+        return replace(self, decision=wanted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from homeostat.records import (
     Json,
     Outcome,
     Performance,
+    Staleness,
     State,
     Verdict,
     Window,
@@ -215,6 +216,7 @@ def to_status(evidence: Evidence) -> dict[str, Json]:
         "joint_drift": evidence.joint_drift and _drift_json(evidence.joint_drift),
         "false_alarms_per_year": evidence.false_alarms_per_year,
         "performance": evidence.performance and asdict(evidence.performance),
+        "staleness": evidence.staleness and asdict(evidence.staleness),
         "evidently": dict(evidence.evidently),
         "versions": dict(_versions()),
         "created_at": evidence.created_at.isoformat(),
@@ -251,6 +253,7 @@ def from_status(content: Mapping[str, Json]) -> Evidence:
         performance=_performance(content["performance"]),
         evidently=content["evidently"],
         created_at=_time(content["created_at"]),
+        staleness=Staleness(**content["staleness"]) if content.get("staleness") else None,
     )
 
 
@@ -273,10 +276,13 @@ def _findings(content: Mapping[str, Json]) -> Iterator[Finding]:
 def _performance(body: Mapping[str, Json] | None) -> Performance | None:
     if body is None:
         return None
-    realised, baseline = (
-        Interval(**body[key]) if body[key] else None for key in ("realised", "baseline")
+    held = {key: body.get(key) for key in ("realised", "baseline", "estimated")}
+    lists = {key: body.get(key, {}) for key in ("measures", "estimates")}
+    share = {"labelled_by_score": tuple(body.get("labelled_by_score", ()))}
+    return Performance(
+        **{**body, **share, **{key: one and Interval(**one) for key, one in held.items()}}
+        | {key: {n: Interval(**one) for n, one in of.items()} for key, of in lists.items()}
     )
-    return Performance(body["metric"], realised, baseline, body["extra"])
 
 
 def _time(text: str) -> datetime:

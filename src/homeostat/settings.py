@@ -189,6 +189,20 @@ class Monitor(_Section):
     sample: int = Field(
         2_000, ge=100, description="Rows of reference and of current that Evidently is handed."
     )
+    metric: str = Field(
+        "loss",
+        min_length=1,
+        description="What performance is judged by: loss (log loss or RMSE), brier, accuracy, auc, "
+        "f1, calibration_error, mae, r2, or an entry point of the group homeostat.metrics.",
+    )
+    decision_threshold: Share = Field(
+        0.5,
+        description="Probability above which a binary model is taken to say yes, in accuracy, F1 "
+        "and metrics of your own; what is served does not change.",
+    )
+    staleness: bool = Field(
+        True, description="Fit two small models at a look, to tell what the champion's age costs."
+    )
 
 
 class Training(_Section):

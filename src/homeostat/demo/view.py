@@ -126,7 +126,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
     found = outcome.evidence
     performance = found.performance if found else None
     realised = performance.realised if performance else None
-    auc = performance.extra.get("auc") if performance else None
+    auc = performance.measures.get("auc") if performance else None
     drifted = [c for c in found.columns if c.drifted] if found else []
     did = "promoted" if outcome.promoted else outcome.decision.trigger
     if outcome.verdict is not None and not outcome.promoted:
@@ -136,7 +136,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         found.state.value if found else "–",
         f"{len(drifted)} of {len(found.columns)}" if found else "–",
         f"{realised.value:.4f}" if realised else "–",
-        f"{auc:.3f}" if auc is not None else "–",
+        f"{auc.value:.3f}" if auc is not None else "–",
         did,
         (outcome.release or "–")[:12],
     )

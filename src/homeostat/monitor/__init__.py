@@ -8,7 +8,7 @@ other stages still say what they found.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 
 from homeostat import importance
 from homeostat.blocks import Kept
-from homeostat.contracts import Reporter
+from homeostat.contracts import Engine, Journal, Reporter
 from homeostat.errors import cause
-from homeostat.monitor import performance, quality
+from homeostat.monitor import performance, quality, staleness
 from homeostat.monitor.drift import NOTHING, Drift, drift
 from homeostat.monitor.shapes import shapes
+from homeostat.monitor.small import Past
 from homeostat.profile import PREDICTION, Profile
 from homeostat.records import (
     ColumnDrift,
@@ -36,11 +37,12 @@ from homeostat.records import (
     Performance,
     Release,
     Shape,
+    Staleness,
     State,
     Window,
 )
 from homeostat.schema import Schema
-from homeostat.settings import Monitor
+from homeostat.settings import Monitor, Settings
 
 T = TypeVar("T")
 
@@ -49,7 +51,7 @@ UNCALIBRATED = (
     "This is not calibrated: the reference has too few blocks to tell how this stream varies."
 )
 
-__all__ = ["Subject", "examine"]
+__all__ = ["Journalled", "Subject", "examine"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Subject:
     sample: pa.Table  # some of these rows, for Evidently
     baseline: Interval | None  # its loss when it was judged
     importance: Mapping[str, float] = field(default_factory=dict)  # empty: not known
+    cutoff: datetime | None = None  # it was fitted on rows before
 
     @classmethod
     def of(cls, champion: Release, held: Mapping[str, bytes]) -> Subject:
@@ -75,6 +78,7 @@ class Subject:
             sample=pq.read_table(io.BytesIO(held["reference_sample"])),
             baseline=_baseline(champion),
             importance=importance.read(held.get("importance")),
+            cutoff=champion.cutoff,
         )
 
 
@@ -84,6 +88,27 @@ def _baseline(champion: Release) -> Interval | None:
     if verdict is None or verdict["challenger"] is None:
         return None
     return Interval(verdict["challenger"], None, None, verdict["rows"], verdict["blocks"])
+
+
+@dataclass(frozen=True, slots=True)
+class Journalled:
+    """What may be asked beyond the window; without `past`, or an engine, less is told."""
+
+    past: Past | None = None  # rows of another window, labelled or not
+    engine: Engine | None = None  # in whose child the twins of `staleness` are fitted
+    delay: timedelta = timedelta(0)  # after which nearly all labels of a row have come
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, journal: Journal, as_of: datetime, chosen: Settings, engine: Engine | None
+    ) -> Journalled:
+        """What a journal knew at the time `as_of`."""
+
+        def past(window: Window, schema: Schema) -> Iterator[pa.Table]:
+            return journal.scan(window, as_of=as_of, schema=schema)
+
+        return cls(past, engine, chosen.labels.delay, chosen.project.seed)
 
 
 @dataclass(frozen=True)
@@ -96,6 +121,7 @@ class _Scene:
     refused: Mapping[str, int]
     settings: Monitor
     mature_until: datetime
+    asked: Journalled
     kept: Kept | None = None
 
     @cached_property
@@ -131,6 +157,7 @@ class _Found:
     prediction: ColumnDrift | None = None
     performance: Performance | None = None
     shapes: tuple[Shape, ...] = ()
+    staleness: Staleness | None = None
     failures: list[str] = field(default_factory=list)
 
     def stage(self, name: str, run: Callable[[], T], otherwise: T) -> T:
@@ -157,15 +184,18 @@ def examine(
     now: datetime,
     reporter: Reporter,
     kept: Kept | None = None,
+    asked: Journalled | None = None,
 ) -> Evidence:
     """All that can be told about the served `rows` of `window`; never raises.
 
     `rows` have the columns of `Journal.read` with the subject's schema, `refused` counts refused
-    rows by reason, and labels of rows younger than `mature_until` are not looked at. Where
-    nothing can be tested, `data_drift` keeps what `last` said and `carried_over` is true. With
-    `kept` the profiles of the window come from there instead of from `rows`.
+    rows by reason, and labels of rows younger than `mature_until` are not looked at; `asked`
+    answers for rows before the window. Where nothing can be tested, `data_drift` keeps what
+    `last` said and `carried_over` is true. With `kept` the profiles of the window come from there
+    instead of from `rows`.
     """
-    scene = _Scene(subject, rows, window, refused, settings, mature_until, kept)
+    asked = asked or Journalled()
+    scene = _Scene(subject, rows, window, refused, settings, mature_until, asked, kept)
     evidence = _untested(scene, last, now)
     if rows.num_rows < settings.min_rows:
         return _too_few(scene, evidence)
@@ -180,6 +210,7 @@ def examine(
         findings=found.findings,
         prediction_drift=found.prediction,
         performance=found.performance,
+        staleness=found.staleness,
         evidently=found.evidently,
         hurts=performance.hurts(found.performance) if found.performance else Hurts.UNKNOWN,
         shapes=found.shapes,
@@ -249,7 +280,7 @@ def _too_few(scene: _Scene, evidence: Evidence) -> Evidence:
 
 def _look(scene: _Scene, reporter: Reporter) -> _Found:
     """Every stage in its order, each in its own guard."""
-    found, settings, subject = _Found(), scene.settings, scene.subject
+    found, subject = _Found(), scene.subject
     profile = found.stage("profile", lambda: scene.counted[0], None)
     if profile is not None:
         found.findings = found.stage("quality", lambda: _quality(scene, profile), ())
@@ -262,10 +293,8 @@ def _look(scene: _Scene, reporter: Reporter) -> _Found:
         found.drift = found.stage("drift", lambda: _drift(scene, profile, sound), found.drift)
         found.shapes = _shapes(subject, profile)
     found.prediction = found.stage("prediction drift", lambda: _prediction_drift(scene), None)
-    scope = performance.Scope(subject.release, scene.mature_until, settings.block, subject.baseline)
-    found.performance = found.stage(
-        "performance", lambda: performance.performance(scene.rows, subject.schema, scope), None
-    )
+    found.performance = found.stage("performance", lambda: _performance(scene), None)
+    found.staleness = found.stage("staleness", lambda: _staleness(scene), None)
     return found
 
 
@@ -310,6 +339,45 @@ def _prediction_drift(scene: _Scene) -> ColumnDrift | None:
     if own.num_rows < scene.settings.min_rows:
         return None
     return next(iter(_drift(scene, scene.counted[1], [PREDICTION]).columns), None)
+
+
+def _performance(scene: _Scene) -> Performance:
+    subject, settings, asked = scene.subject, scene.settings, scene.asked
+    scope = performance.Scope(
+        release=subject.release,
+        mature_until=scene.mature_until,
+        block=settings.block,
+        baseline=subject.baseline,
+        metric=settings.metric,
+        threshold=settings.decision_threshold,
+        seed=asked.seed,
+        least=settings.min_rows,
+        window=scene.window,
+        past=asked.past,
+        since=subject.cutoff,
+    )
+    return performance.performance(scene.rows, subject.schema, scope)
+
+
+def _staleness(scene: _Scene) -> Staleness | None:
+    """None where it is switched off, or nothing may be asked."""
+    subject, settings, asked = scene.subject, scene.settings, scene.asked
+    if not settings.staleness or asked.past is None or asked.engine is None:
+        return None
+    if subject.cutoff is None:
+        return None
+    twins = staleness.Twins(
+        cutoff=subject.cutoff,
+        mature_until=scene.mature_until,
+        window=scene.window,
+        delay=asked.delay,
+        block=settings.block,
+        metric=settings.metric,
+        threshold=settings.decision_threshold,
+        seed=asked.seed,
+        least=settings.min_rows,
+    )
+    return staleness.staleness(asked.past, subject.schema, twins, asked.engine)
 
 
 def _weighed(evidence: Evidence, found: _Found, settings: Monitor) -> Evidence:

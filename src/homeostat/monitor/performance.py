@@ -1,34 +1,49 @@
-"""Performance: what the champion's predictions came to on rows whose label has come.
+"""Performance: what the champion's predictions came to where labels have come, and are estimated
+to come to where they have not.
 
-Takes the rows of a window, their journalled predictions and labels, and the loss that the release
-had when it was judged. Gives the realised loss with an interval that knows rows of the same block
-to be alike, and whether the model got worse: yes, no, or not to be told yet.
+Takes the rows of a window, their journalled predictions and labels, what the champion predicted
+before, and the loss that the release had when it was judged. Gives the realised and the estimated
+metric with intervals that know rows of the same block to be alike, and whether the model got
+worse: yes, no, or not to be told yet.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat.errors import SchemaError
+from homeostat.errors import SchemaError, cause
+from homeostat.monitor.estimate import (
+    LEARNED,
+    PROVEN,
+    RECORD,
+    Course,
+    Known,
+    expected,
+    record,
+    widened,
+)
+from homeostat.monitor.metrics import ESTIMATED, Metric, Scores, chosen, metrics_of
+from homeostat.monitor.small import Past, encoded
 from homeostat.profile import moments
-from homeostat.records import Hurts, Interval, Performance
+from homeostat.records import Hurts, Interval, Performance, Window
 from homeostat.schema import TIMESTAMP, Schema
-from homeostat.scoring import losses, outputs
-from homeostat.stats import BlockMean
+from homeostat.scoring import outputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Floats: TypeAlias = NDArray[np.float64]
-
-MARGIN = 0.02  # a loss this much above the baseline, as a share of it, is not called harm
+MARGIN = 0.02  # a metric this much worse than the baseline, as a share of it, is not called harm
+TENTHS = 10  # parts of the scores for which the share labelled is told
+KEPT = 10_000  # rows of a past window, on average, that estimates learn and are judged from
+DAY = timedelta(days=1)
+TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,99 +53,263 @@ class Scope:
     release: str  # only rows that this one predicted
     mature_until: datetime  # only rows that occurred before: younger ones are a biased sample
     block: timedelta
-    baseline: Interval | None
+    baseline: Interval | None  # loss at the release
+    metric: str = "loss"  # as `metrics.chosen`
+    threshold: float = 0.5  # a binary model says yes above it
+    seed: int = 0
+    least: int = 30  # labelled rows of a past window that an estimate is compared with
+    window: Window | None = None  # that the rows are of; None: nothing but them is known
+    past: Past | None = None
+    since: datetime | None = None  # the champion predicted nothing before
+
+    @property
+    def lag(self) -> timedelta:
+        """How much earlier than the window the newest cohort ends whose labels have come; 0 where
+        it is the window itself, but for less than a block.
+        """
+        if self.window is None or self.past is None:
+            return timedelta(0)
+        behind = self.window.end - self.mature_until
+        return behind if behind >= self.block else timedelta(0)
 
 
 def performance(rows: pa.Table, schema: Schema, scope: Scope) -> Performance:
-    """The champion's mean log loss or RMSE on the labelled mature rows that it predicted, with the
-    interval of `stats.BlockMean`.
+    """The champion's metric on the newest mature cohort as long as the window, and its estimate
+    on all rows of the window that it predicted.
 
-    `extra` holds `auc` (both classes present), `accuracy` and `brier` of a binary model,
-    `accuracy` of a multiclass one, `mae` of a regression, and `unknown_labels`, rows left out
-    because their label is no class of the model. Raises SchemaError where a loss is not finite.
+    `measures` holds every metric of the task on that cohort, `estimates` those that can be told
+    without labels, `extra` the share of the cohort that is labelled (`labelled_share`) and
+    `unknown_labels`, rows left out because their label is no class of the model. Raises
+    SchemaError where a loss is not finite, SettingsError for an unknown metric. An estimate that
+    fails is left out, with the reason in `note`.
     """
-    metric = "rmse" if schema.target.task == "regression" else "log_loss"
-    judged, unknown = _judged(rows, schema, scope)
+    metric = chosen(scope.metric, schema.target.task)
+    cohort = _cohort(rows, schema, scope)
+    judged, unknown = _judged(cohort, schema)
+    share = _labelled_share(cohort, schema)
     extra = {"unknown_labels": float(unknown)} if unknown else {}
-    if not judged.num_rows:
-        return Performance(metric, None, scope.baseline, extra)
-    output = outputs(judged, schema.target)
-    labels = schema.labels(judged)
-    loss = losses(output, labels, schema.target)
-    if not np.isfinite(loss).all():
-        raise SchemaError("the loss of the journalled predictions is not finite.")
-    blocks = moments(judged) // (scope.block // timedelta(microseconds=1))
-    realised = BlockMean.of(loss, blocks).interval()
-    if metric == "rmse":
-        realised = _root(realised)
-    extra |= _extra(output, labels, schema)
-    return Performance(metric, realised, scope.baseline, extra)
+    measures: dict[str, Interval] = {}
+    if judged.num_rows:
+        scores = _scores(judged, schema, scope)
+        measures = _measures(scores, metric, schema)
+        extra["labelled_share"] = judged.num_rows / cohort.num_rows
+    found = Performance(
+        metric.name,
+        measures.get(metric.name),
+        _baseline(metric, schema, scope),
+        extra,
+        measures=measures,
+        labelled_by_score=share,
+        greater_is_better=metric.greater,
+        lag_days=scope.lag / DAY,
+    )
+    try:
+        found = _with_estimate(found, rows, metric, schema, scope)
+    except Exception as error:  # noqa: BLE001 - fails closed: no estimate, and why
+        found = replace(found, note=f"The estimate failed: {cause(error)}")
+    return replace(found, harm_by=_harm_by(found))
 
 
 def hurts(performance: Performance) -> Hurts:
-    """Whether the realised loss lies above the baseline, both with their intervals.
+    """Whether the metric is worse than the baseline, both with their intervals.
 
-    Yes: even its lower bound is above the baseline by more than `MARGIN` and above the
-    baseline's own upper bound. No: even its upper bound is not above the baseline by more than
-    `MARGIN`. Unknown: everything else, and wherever one of the two is missing.
+    Realised. Yes: even its better bound is worse than the baseline by more than `MARGIN` of it,
+    and worse than the baseline's own worse bound. No: even its worse bound is not worse than the
+    baseline by more than `MARGIN`. Unknown: everything else, and wherever one of the two is
+    missing. An estimate may say yes by the same rule, where its record counts five windows and
+    the labels of this window have not said no; it never says no.
     """
-    realised, baseline = performance.realised, performance.baseline
-    if realised is None or baseline is None or realised.low is None or realised.high is None:
+    return Hurts.YES if _harm_by(performance) else _compared(performance, performance.realised)
+
+
+def _harm_by(performance: Performance) -> Literal["labels", "estimate", ""]:
+    known = _compared(performance, performance.realised)
+    if known is Hurts.YES:
+        return "labels"
+    if known is Hurts.NO and not performance.lag_days:
+        return ""
+    if performance.record.get("windows", 0) < PROVEN:
+        return ""
+    return "estimate" if _compared(performance, performance.estimated) is Hurts.YES else ""
+
+
+def _compared(performance: Performance, now: Interval | None) -> Hurts:
+    baseline, greater = performance.baseline, performance.greater_is_better
+    if now is None or baseline is None or now.low is None or now.high is None:
         return Hurts.UNKNOWN
-    bound = baseline.value * (1 + MARGIN)
-    if realised.low > bound and (baseline.high is None or realised.low > baseline.high):
+    sign = -1 if greater else 1
+    low, high = sorted((sign * now.low, sign * now.high))
+    worst = baseline.low if greater else baseline.high
+    bound = sign * baseline.value + MARGIN * abs(baseline.value)
+    if low > bound and (worst is None or low > sign * worst):
         return Hurts.YES
-    return Hurts.NO if realised.high <= bound else Hurts.UNKNOWN
+    return Hurts.NO if high <= bound else Hurts.UNKNOWN
 
 
-def _judged(rows: pa.Table, schema: Schema, scope: Scope) -> tuple[pa.Table, int]:
-    """The rows to judge, and how many carry a label that is no class of the model."""
-    if "label" not in rows.column_names:
-        return rows.slice(0, 0), 0
+def _cohort(rows: pa.Table, schema: Schema, scope: Scope) -> pa.Table:
+    """The champion's rows of the newest window whose labels have come, labelled or not."""
+    if scope.lag and scope.window is not None and scope.past is not None:
+        end = scope.mature_until
+        window = Window(end - scope.window.length, end)
+        rows = _joined(scope.past(window, _bare(schema)), schema, scope)
     mature = pc.less(rows.column("occurred_at"), pa.scalar(scope.mature_until, TIMESTAMP))
-    own = pc.equal(rows.column("model_version"), scope.release)
-    labelled = pc.is_valid(rows.column("label"))
-    ours = rows.filter(pc.and_(pc.and_(mature, own), labelled))
+    return _own(rows.filter(mature), scope)
+
+
+def _own(rows: pa.Table, scope: Scope) -> pa.Table:
+    return rows.filter(pc.equal(rows.column("model_version"), scope.release))
+
+
+def _bare(schema: Schema) -> Schema:
+    """Features are read only where a loss model learns from them."""
+    return schema if schema.target.task == "regression" else replace(schema, features=())
+
+
+def _joined(parts: Iterable[pa.Table], schema: Schema, scope: Scope) -> pa.Table:
+    """The champion's rows of all parts, with the columns that performance is told from."""
+    names = ["occurred_at", "prediction", "probability", "probabilities", "label"]
+    names += ["model_version", *_bare(schema).names]
+    return pa.concat_tables([_own(part, scope).select(names) for part in parts])
+
+
+def _judged(cohort: pa.Table, schema: Schema) -> tuple[pa.Table, int]:
+    """The rows to judge, and how many carry a label that is no class of the model."""
+    if "label" not in cohort.column_names:
+        return cohort.slice(0, 0), 0
+    ours = cohort.filter(pc.is_valid(cohort.column("label")))
     if schema.target.task == "regression":
         return ours, 0
     known = ours.filter(pc.is_in(ours.column("label"), pa.array(schema.target.classes)))
     return known, ours.num_rows - known.num_rows
 
 
-def _root(mean: Interval) -> Interval:
-    """The interval of a root mean square from that of a mean square."""
-    low = None if mean.low is None else float(np.sqrt(max(mean.low, 0.0)))
-    high = None if mean.high is None else float(np.sqrt(mean.high))
-    return Interval(float(np.sqrt(mean.value)), low, high, mean.rows, mean.blocks)
+def _blocks(rows: pa.Table, scope: Scope) -> NDArray[np.int64]:
+    return np.asarray(moments(rows) // (scope.block // TICK))
 
 
-def _extra(output: Floats, labels: NDArray[Any], schema: Schema) -> dict[str, float]:
-    target = schema.target
-    if target.task == "regression":
-        return {"mae": _mean(np.abs(output - labels))}
-    classes = [target.value(text) for text in target.classes]
-    best = output > 0.5 if target.task == "binary" else output.argmax(axis=1)
-    said = [classes[place] for place in best.astype(int)]
-    right = [a == b for a, b in zip(said, labels.tolist(), strict=True)]
-    extra = {"accuracy": float(np.mean(right))}
-    if target.task == "binary":
-        positive = np.array([label == classes[1] for label in labels.tolist()])
-        extra["brier"] = _mean((output - positive) ** 2)
-        if positive.any() and not positive.all():
-            extra["auc"] = _auc(output, positive)
-    return extra
+def _scores(judged: pa.Table, schema: Schema, scope: Scope) -> Scores:
+    output, labels = outputs(judged, schema.target), schema.labels(judged)
+    blocks = _blocks(judged, scope)
+    return Scores.of(output, labels, blocks, schema.target, scope.threshold)
 
 
-def _mean(values: Floats) -> float:
-    """Exactly rounded, so that the order of the rows does not matter."""
-    return math.fsum(values.tolist()) / len(values)
+def _measures(scores: Scores, metric: Metric, schema: Schema) -> dict[str, Interval]:
+    known = metrics_of(schema.target.task)
+    loss = next(iter(known.values()))
+    if loss.rows is not None and not np.isfinite(loss.rows(scores)).all():
+        raise SchemaError("the loss of the journalled predictions is not finite.")
+    found = {one.name: one.interval(scores) for one in (metric, *known.values())}
+    return {name: interval for name, interval in found.items() if interval is not None}
 
 
-def _auc(output: Floats, positive: NDArray[np.bool_]) -> float:
-    """P(a positive scores above a negative) + ½·P(equal), the Mann-Whitney U over its maximum."""
-    _, place, counts = np.unique(output, return_inverse=True, return_counts=True)
-    # The mean rank of the rows with equal scores.
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    hits = int(positive.sum())
-    u = ranks[positive].sum() - hits * (hits + 1) / 2
-    return float(u / (hits * (len(output) - hits)))
+def _labelled_share(cohort: pa.Table, schema: Schema) -> tuple[float, ...]:
+    """The share labelled in each tenth of the scores, lowest scores first; fewer parts where
+    scores are equal. The score is P(positive), the largest probability, or the value.
+    """
+    if not cohort.num_rows or "label" not in cohort.column_names:
+        return ()
+    output = outputs(cohort, schema.target)
+    score = output.max(axis=1) if output.ndim > 1 else output
+    labelled = np.asarray(pc.is_valid(cohort.column("label")))
+    edges = np.quantile(score, np.arange(1, TENTHS) / TENTHS, method="inverted_cdf")
+    part = np.searchsorted(edges, score)  # equal scores are in one part
+    rows = np.bincount(part)
+    return tuple((np.bincount(part, labelled)[rows > 0] / rows[rows > 0]).tolist())
+
+
+def _baseline(metric: Metric, schema: Schema, scope: Scope) -> Interval | None:
+    """The loss at the release; of any other metric, which no gate has measured, the champion's
+    first window of rows whose labels have come.
+    """
+    if metric.name == next(iter(metrics_of(schema.target.task))):
+        return scope.baseline
+    if scope.past is None or scope.since is None or scope.window is None:
+        return None
+    if scope.since >= scope.mature_until:
+        return None
+    held: list[pa.Table] = []
+    length, end = scope.window.length, scope.mature_until
+    for part in scope.past(Window(scope.since, scope.mature_until), _bare(schema)):
+        mine = _joined([part], schema, scope)
+        if not mine.num_rows:
+            continue
+        if not held:
+            end = mine.column("occurred_at")[0].as_py() + length
+        held.append(mine.filter(pc.less(mine.column("occurred_at"), pa.scalar(end, TIMESTAMP))))
+        if mine.column("occurred_at")[-1].as_py() >= end:
+            break
+    if not held or end > scope.mature_until:
+        return None
+    judged, _ = _judged(pa.concat_tables(held), schema)
+    return metric.interval(_scores(judged, schema, scope)) if judged.num_rows else None
+
+
+def _with_estimate(
+    found: Performance, rows: pa.Table, metric: Metric, schema: Schema, scope: Scope
+) -> Performance:
+    """`found` with what the window is estimated to come to, and the record of such estimates."""
+    target, own = schema.target, _own(rows, scope)
+    if not own.num_rows:
+        return replace(found, note="The champion predicted no row of the window.")
+    course, known = _known(own.slice(0, 0), schema, scope)
+    new = _unlabelled(own, schema, scope)
+    learned = known if course is None else course.learned(known, _micro(_end(scope)))
+    means = metric if metric.rows is not None else next(iter(metrics_of(target.task).values()))
+    scores = expected(learned, new, means, target, scope.seed)
+    if scores is None:
+        note = "Too few mature labelled rows to learn from what a prediction is off by."
+        return replace(found, note=note)
+    names = ESTIMATED if target.task != "regression" else (means.name,)
+    told = {name: metrics_of(target.task)[name].interval(scores) for name in names}
+    estimates = {name: interval for name, interval in told.items() if interval is not None}
+    past: Mapping[str, float] = {"windows": 0.0}
+    if course is not None and metric.name in estimates:
+        past = record(known, course, metric, target, least=scope.least, seed=scope.seed)
+        estimates[metric.name] = widened(estimates[metric.name], past)
+    note = ""
+    if metric.name not in estimates:
+        note = f"{metric.name} is not estimated."
+    return replace(
+        found,
+        estimated=estimates.get(metric.name),
+        estimates=estimates,
+        record=past,
+        note=note,
+    )
+
+
+def _known(none: pa.Table, schema: Schema, scope: Scope) -> tuple[Course | None, Known]:
+    """The champion's labelled rows that are old enough, thinned evenly where there are many."""
+    if scope.past is None or scope.window is None:
+        return None, _labelled(none, schema, scope)
+    end = _end(scope) - scope.lag
+    delay = _end(scope) - scope.mature_until
+    length = scope.window.length
+    course = Course(_micro(end), length // TICK, max(delay, timedelta(0)) // TICK)
+    start = datetime(1970, 1, 1, tzinfo=UTC) + course.start * TICK
+    parts = scope.past(Window(start, end), _bare(schema))
+    labelled = (part.filter(pc.is_valid(part.column("label"))) for part in parts)
+    rows = _joined(labelled, schema, scope)
+    step = max(1, -(-rows.num_rows // (KEPT * (RECORD + LEARNED))))
+    return course, _labelled(rows.take(np.arange(0, rows.num_rows, step)), schema, scope)
+
+
+def _end(scope: Scope) -> datetime:
+    return scope.mature_until if scope.window is None else scope.window.end
+
+
+def _micro(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // TICK
+
+
+def _labelled(rows: pa.Table, schema: Schema, scope: Scope) -> Known:
+    judged, _ = _judged(rows, schema)
+    return Known(moments(judged), _scores(judged, schema, scope), encoded(judged, _bare(schema)))
+
+
+def _unlabelled(rows: pa.Table, schema: Schema, scope: Scope) -> Known:
+    output = outputs(rows, schema.target)
+    scores = Scores(
+        schema.target.task, output, output, _blocks(rows, scope), scope.threshold, labels=None
+    )
+    return Known(moments(rows), scores, encoded(rows, _bare(schema)))

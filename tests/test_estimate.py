@@ -1,0 +1,260 @@
+"""What performance is told before labels come, and what that may and may not say."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from homeostat.monitor.performance import Scope, hurts, performance
+from homeostat.records import Hurts, Interval, Window
+from homeostat.schema import TIMESTAMP, Feature, Schema, Target
+from homeostat.scoring import tabulate
+
+DAY = timedelta(days=1)
+WEEK = 7 * DAY
+START = datetime(2024, 1, 1, tzinfo=UTC)
+PER_DAY = 60
+FEATURES = (Feature("x", "number"),)
+YES = Schema(FEATURES, Target("y", "binary", "bool", ("false", "true")))
+PRICE = Schema(FEATURES, Target("y", "regression", "float"))
+
+
+def table(schema, x, output, labels, release="r1"):
+    count = len(x)
+    kind = pa.float64() if schema.target.task == "regression" else pa.string()
+    scores = tabulate(output, schema.target)
+    times = [START + DAY * (i / PER_DAY) for i in range(count)]
+    columns = {
+        "occurred_at": pa.array(times, TIMESTAMP),
+        "model_version": pa.array([release] * count, pa.string()),
+        "label": pa.array(labels, kind),
+        "x": pa.array(x, pa.float64()),
+    }
+    return pa.table(columns | {name: scores.column(name) for name in scores.column_names})
+
+
+def sigmoid(values):
+    return 1 / (1 + np.exp(-values))
+
+
+def clicks(weeks, *, hard_from=None, slope=1.0, flipped_from=None, seed=0):
+    """Served rows whose model says sigmoid(x), and whose labels follow sigmoid(slope · x)."""
+    rng = np.random.default_rng(seed)
+    week = np.arange(weeks * 7 * PER_DAY) // (7 * PER_DAY)
+    x = rng.normal(size=len(week)) * 3
+    if hard_from is not None:
+        x = np.where(week >= hard_from, x / 6, x)
+    true = rng.random(len(week)) < sigmoid(slope * x)
+    if flipped_from is not None:
+        true = np.where(week >= flipped_from, ~true, true)
+    return table(YES, x, sigmoid(x), np.where(true, "true", "false"))
+
+
+def between(rows, window):
+    times = rows.column("occurred_at")
+    low, high = (pa.scalar(moment, TIMESTAMP) for moment in (window.start, window.end))
+    return rows.filter(pc.and_(pc.greater_equal(times, low), pc.less(times, high)))
+
+
+def at_week(rows, schema, week, *, delay=WEEK, baseline=None, metric="loss", since=START):
+    """The performance at the end of a week, of which no label has come yet."""
+    end = START + (week + 1) * WEEK
+    mature = pa.scalar(end - delay, TIMESTAMP)
+    come = pc.less(rows.column("occurred_at"), mature)
+    nothing = pa.nulls(rows.num_rows, rows.column("label").type)
+    place = rows.column_names.index("label")
+    rows = rows.set_column(place, "label", pc.if_else(come, rows.column("label"), nothing))
+    scope = Scope(
+        release="r1",
+        mature_until=end - delay,
+        block=DAY,
+        baseline=baseline,
+        metric=metric,
+        window=Window(end - WEEK, end),
+        past=lambda window, _: [between(rows, window)],
+        since=since,
+    )
+    return performance(between(rows, scope.window), schema, scope)
+
+
+EASY = Interval(0.37, 0.35, 0.39, 3000, 7)
+
+
+def test_harder_rows_are_told_before_their_labels_come_and_may_call_harm():
+    found = at_week(clicks(14, hard_from=13), YES, 13, baseline=EASY)
+    truth = performance(
+        between(clicks(14, hard_from=13), Window(START + 13 * WEEK, START + 14 * WEEK)),
+        YES,
+        Scope("r1", START + 14 * WEEK, DAY, None),
+    )
+    assert found.estimated.value == pytest.approx(truth.realised.value, abs=0.03)
+    assert found.estimated.low <= truth.realised.value <= found.estimated.high
+    assert (found.estimated.rows, found.estimated.blocks) == (420, 7)
+    assert hurts(replace(found, realised=None)) is Hurts.YES
+    assert found.harm_by == "estimate"
+    assert found.record["windows"] == 8
+
+
+def test_an_estimate_without_a_record_of_five_windows_calls_no_harm():
+    found = at_week(clicks(6, hard_from=5), YES, 5, baseline=EASY)
+    assert found.estimated.low > 0.5
+    assert found.record["windows"] == 5
+    assert hurts(found) is Hurts.YES
+    young = at_week(clicks(5, hard_from=4), YES, 4, baseline=EASY)
+    assert young.estimated.low > 0.5
+    assert young.record["windows"] == 4
+    assert (hurts(replace(young, realised=None)), young.harm_by) == (Hurts.UNKNOWN, "")
+
+
+def test_an_estimate_never_says_that_there_is_no_harm():
+    found = at_week(clicks(14), YES, 13, baseline=Interval(5.0, 4.9, 5.1, 3000, 7))
+    assert found.estimated.high < 1
+    assert hurts(replace(found, realised=None)) is Hurts.UNKNOWN
+
+
+def test_a_changed_concept_is_not_seen_by_an_estimate_but_by_the_labels():
+    rows = clicks(14, flipped_from=13)
+    early = at_week(rows, YES, 13, baseline=EASY)
+    assert early.estimated.value == pytest.approx(0.37, abs=0.05)
+    assert early.harm_by == ""
+    late = at_week(rows, YES, 13, delay=timedelta(0), baseline=EASY)
+    assert (hurts(late), late.harm_by) == (Hurts.YES, "labels")
+
+
+def test_labels_of_the_window_itself_overrule_an_estimate():
+    found = at_week(
+        clicks(14), YES, 13, delay=timedelta(0), baseline=Interval(0.5, 0.48, 0.52, 3000, 7)
+    )
+    assert hurts(found) is Hurts.NO
+    gloomy = replace(found, estimated=Interval(0.9, 0.8, 1.0, 420, 7))
+    assert hurts(gloomy) is Hurts.NO
+    assert hurts(replace(gloomy, lag_days=7.0)) is Hurts.YES
+
+
+def test_probabilities_are_calibrated_on_mature_rows_before_they_are_believed():
+    rows = clicks(14, slope=0.4)
+    found = at_week(rows, YES, 13)
+    window = Window(START + 13 * WEEK, START + 14 * WEEK)
+    learned = between(rows, Window(window.start - 4 * WEEK, window.start))
+    logit = np.asarray(learned.column("x")).reshape(-1, 1)
+    platt = LogisticRegression(C=np.inf).fit(logit, np.asarray(learned.column("label")) == "true")
+    x = np.asarray(between(rows, window).column("x")).reshape(-1, 1)
+    q, p = platt.predict_proba(x)[:, 1], sigmoid(x[:, 0])
+    expected = -(q * np.log(p) + (1 - q) * np.log(1 - p))
+    assert found.estimated.value == pytest.approx(expected.mean(), abs=2e-3)
+    right = np.where(p > 0.5, q, 1 - q)
+    assert found.estimates["accuracy"].value == pytest.approx(right.mean(), abs=2e-3)
+
+
+def test_the_record_compares_each_past_week_with_an_estimate_that_had_not_seen_it():
+    rows = clicks(6)
+    calm = at_week(rows, YES, 5).record
+    flipped = at_week(clicks(6, flipped_from=4), YES, 5).record
+    assert calm["error"] < 0.05
+    # One of five weeks came true the other way round; its estimate could not know.
+    assert flipped["windows"] == 5
+    assert flipped["error"] > calm["error"] + 0.2
+    assert flipped["bias"] < 0
+
+
+def test_an_estimate_does_not_look_at_the_labels_of_the_rows_it_is_about():
+    same, other = clicks(14), clicks(14, flipped_from=13)
+    told = [at_week(rows, YES, 13, delay=timedelta(0)).estimates for rows in (same, other)]
+    assert told[0]["brier"] == told[1]["brier"]
+
+
+def test_a_record_of_bad_estimates_widens_the_interval():
+    calm = at_week(clicks(14), YES, 13).estimated
+    flipped = at_week(clicks(14, flipped_from=10), YES, 13)
+    assert flipped.estimated.high - flipped.estimated.low > 2 * (calm.high - calm.low)
+
+
+def test_a_regression_is_estimated_by_what_its_rows_used_to_be_off_by():
+    rng = np.random.default_rng(0)
+    week = np.arange(14 * 7 * PER_DAY) // (7 * PER_DAY)
+    x = rng.random(len(week))
+    x = np.where(week == 13, (x + 3) / 4, x)  # in the last week only rows of the noisy kind
+    said = rng.normal(size=len(week))
+    truth = said + rng.normal(size=len(week)) * np.where(x > 0.7, 3, 1)
+    rows = table(PRICE, x, said, truth)
+    last = week == 13
+    rmse = np.sqrt(np.mean((said - truth)[last] ** 2))
+    mae = np.mean(np.abs(said - truth)[last])
+    found = at_week(rows, PRICE, 13, baseline=Interval(1.8, 1.7, 1.9, 3000, 7))
+    assert found.estimated.value == pytest.approx(rmse, rel=0.1)
+    assert found.harm_by == "estimate"
+    assert at_week(rows, PRICE, 13, metric="mae").estimated.value == pytest.approx(mae, rel=0.1)
+    few = at_week(rows, PRICE, 1, delay=11 * DAY)
+    assert few.estimated is None
+    assert "Too few mature labelled rows" in few.note
+
+
+def test_where_labels_come_late_the_newest_mature_cohort_is_judged():
+    rows = clicks(14, flipped_from=12)
+    for delay, week in ((WEEK, 12), (14 * DAY, 11)):
+        found = at_week(rows, YES, 13, delay=delay, baseline=EASY)
+        window = Window(START + week * WEEK, START + (week + 1) * WEEK)
+        truth = performance(between(rows, window), YES, Scope("r1", window.end, DAY, None))
+        assert found.realised == truth.realised
+        assert found.lag_days == delay / DAY
+        assert found.extra["labelled_share"] == 1.0
+
+
+def test_the_share_labelled_is_told_by_tenth_of_the_scores():
+    rows = clicks(1)
+    score = np.asarray(rows.column("probability"))
+    order = score.argsort().argsort()
+    known = np.asarray(rows.column("label"))
+    labels = pa.array(np.where(order % 2 == 1, known, None), pa.string())  # every second score
+    labels = pc.if_else(pa.array(order < 42), pa.nulls(420, pa.string()), labels)
+    rows = rows.set_column(rows.column_names.index("label"), "label", labels)
+    found = performance(rows, YES, Scope("r1", START + WEEK, DAY, None))
+    assert found.labelled_by_score == (0.0, *[0.5] * 9)
+    assert found.extra["labelled_share"] == 0.45
+
+
+def test_another_metric_than_the_loss_is_held_against_the_champions_first_window():
+    rows = clicks(14, hard_from=13)
+    found = at_week(rows, YES, 13, delay=timedelta(0), metric="accuracy", since=START - DAY)
+    first = Window(START, START + WEEK)
+    said = performance(between(rows, first), YES, Scope("r1", first.end, DAY, None))
+    assert found.metric == "accuracy"
+    assert found.baseline == said.measures["accuracy"]
+    assert found.realised.high < found.baseline.low
+    assert (hurts(found), found.harm_by) == (Hurts.YES, "labels")
+    better = replace(found, realised=found.baseline, baseline=found.realised)
+    assert hurts(better) is Hurts.NO
+
+
+def test_an_estimate_that_fails_is_left_out_with_the_reason_and_labels_still_tell():
+    rows = clicks(2)
+
+    def past(window, schema):
+        raise OSError("the disk is gone")
+
+    end = START + 2 * WEEK
+    scope = Scope("r1", end, DAY, EASY, window=Window(end - WEEK, end), past=past)
+    found = performance(between(rows, scope.window), YES, scope)
+    assert found.realised is not None
+    assert found.estimated is None
+    assert found.note.startswith("The estimate failed: OSError at test_estimate.py")
+
+
+def test_the_same_rows_in_any_number_of_parts_give_the_same_estimate():
+    rows = clicks(14)
+    end = START + 14 * WEEK
+
+    def scope(parts):
+        def past(window, schema):
+            whole = between(rows, window)
+            size = -(-whole.num_rows // parts)
+            return [whole.slice(i * size, size) for i in range(parts)]
+
+        return Scope("r1", end, DAY, EASY, window=Window(end - WEEK, end), past=past)
+
+    told = [performance(between(rows, scope(n).window), YES, scope(n)) for n in (1, 7)]
+    assert told[0] == told[1]
