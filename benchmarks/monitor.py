@@ -67,7 +67,7 @@ class Alarms:
     @property
     def within(self) -> bool:
         """No more than the 99.9 % binomial band about the nominal share allows."""
-        return self.alarms <= stats.binom.ppf(BAND, self.draws, self.nominal)
+        return bool(self.alarms <= stats.binom.ppf(BAND, self.draws, self.nominal))
 
 
 @dataclass(frozen=True)
@@ -278,6 +278,16 @@ def main() -> None:
     asked = parser.parse_args()
     alarms: list[Alarms] = []
     power: list[Noticed] = []
+
+    def kept() -> None:
+        """After each stream, since all of them take long."""
+        figures = {
+            "alarms": [asdict(row) | {"share": row.share, "within": row.within} for row in alarms],
+            "power": [asdict(row) | {"lead": row.lead} for row in power],
+        }
+        if asked.json:
+            asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+
     for stream in real(asked.streams):
         if asked.only and stream.name not in asked.only:
             continue
@@ -286,20 +296,16 @@ def main() -> None:
         if "power" in asked.tables:
             windows = tuple(map(int, asked.windows.split(",")))
             power += on_changes(stream, windows, asked.changed)
+        kept()
     if "alarms" in asked.tables and (not asked.only or "synthetic" in asked.only):
         alarms += on_synthetic_days(asked.shuffles, not asked.no_peers)
         alarms += on_independent_rows(asked.shuffles, not asked.no_peers)
+        kept()
     if alarms:
         print("\n".join(shown_alarms(alarms)))
     if power:
         print("\n".join(shown_power(power)))
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    if asked.json:
-        figures = {
-            "alarms": [asdict(row) | {"share": row.share, "within": row.within} for row in alarms],
-            "power": [asdict(row) | {"lead": row.lead} for row in power],
-        }
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

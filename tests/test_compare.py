@@ -7,6 +7,8 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from homeostat import compare
 from homeostat.errors import SchemaError
@@ -115,3 +117,51 @@ def test_what_cannot_be_compared_is_named():
     mixed = pd.DataFrame({"x": pd.Series(["a", 1.0] * 40, dtype=object)})
     with pytest.raises(SchemaError, match="mixes types"):
         compare(mixed, mixed)
+
+
+COLUMNS = st.sampled_from(["normal", "constant", "null", "infinite", "few", "text", "new", "flag"])
+
+
+def odd(kinds, days, per_day, seed, current):
+    """Rows of columns that are odd in all ways that a type allows."""
+    rng = np.random.default_rng(seed)
+    rows = days * per_day
+    make = {
+        "normal": lambda: rng.normal(size=rows),
+        "constant": lambda: np.full(rows, 7.0),
+        "null": lambda: np.full(rows, np.nan),
+        "infinite": lambda: rng.choice([np.inf, -np.inf, 0.0, 1e308], rows),
+        "few": lambda: rng.integers(0, 2, rows).astype(float),
+        "text": lambda: rng.choice(["a", "</script>", ""], rows),
+        "new": lambda: np.char.add(
+            "now" if current else "old", rng.integers(0, 400, rows).astype(str)
+        ),
+        "flag": lambda: rng.random(rows) < 0.5,
+    }
+    start = pd.Timestamp("2024-06-01" if current else "2024-01-01", tz="UTC")
+    day = pd.to_timedelta(np.repeat(np.arange(days), per_day), unit="D")
+    return pd.DataFrame({"at": start + day, **{f"c{i}": make[k]() for i, k in enumerate(kinds)}})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(COLUMNS, min_size=1, max_size=5),
+    st.integers(1, 45),
+    st.integers(1, 9),
+    st.integers(1, 6),
+    st.integers(0, 10**6),
+)
+def test_whatever_the_columns_hold_there_is_a_verdict_with_finite_numbers(
+    kinds, before, after, per_day, seed
+):
+    reference = odd(kinds, before, per_day, seed, current=False)
+    current = odd(kinds, after, per_day, seed + 1, current=True)
+    found = compare(reference, current, time="at", min_rows=1)
+    assert found.verdict in {"drift", "stable"}
+    for column in (*found.columns, *([found.joint] if found.joint else [])):
+        assert 0 <= column.distance <= 1
+        assert 0 <= column.adjusted_p_value <= 1
+        assert column.drifted == (column.distance > column.threshold)
+    assert "NaN" not in found.to_json()
+    same = compare(reference, reference, time="at", min_rows=1)
+    assert same.verdict == "stable"

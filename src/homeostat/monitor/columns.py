@@ -55,15 +55,6 @@ class Tested:
     aspects: tuple[Aspect, ...]
     smallest: Floats
 
-    def nearest(self, calibrated: bool) -> Aspect:
-        """The aspect that comes closest to an alarm."""
-
-        def rank(aspect: Aspect) -> tuple[float, float]:
-            tails = (aspect.blocks(aspect.distance), aspect.rows(aspect.distance))
-            return tails if calibrated else tails[::-1]
-
-        return min(self.aspects, key=rank)
-
 
 def column_tests(column: Column, before: Counts, after: Counts, layout: Layout | None) -> Tested:
     """Both with shape (blocks, cells), null last; without a layout rows are independent."""
@@ -162,6 +153,10 @@ def _share(distance: float, sign: float, before: float, n: float, m: float) -> f
     return min(1.0, 2 * min(above, below)) if total else 1.0
 
 
+def _tail(distance: float, null: RowsNull | BlocksNull, noise: float) -> float:
+    return float(null.p_value(distance, noise))
+
+
 def _shape(column: Column, before: Counts, after: Counts, layout: Layout | None) -> Tested:
     """Kolmogorov-Smirnov for numbers, total variation for levels."""
     n, m = float(before.sum()), float(after.sum())
@@ -177,7 +172,7 @@ def _shape(column: Column, before: Counts, after: Counts, layout: Layout | None)
     distance = float(measure(window, total))
     if len(after) >= JACKKNIFE:
         distance = float(measure(window - after, total).min())
-    rows: Tail = lambda d: float(null.p_value(d, now))  # noqa: E731
+    rows: Tail = partial(_tail, null=null, noise=now)
     if layout is None:
         return Tested((Aspect(name, distance, rows, rows),), np.zeros(0))
     stretches = layout.sums(before)
@@ -191,6 +186,6 @@ def _shape(column: Column, before: Counts, after: Counts, layout: Layout | None)
     noise = null.noise(each)
     others = BlocksNull.without_each(whole, noise, layout).p_value(kept, noise)
     known = BlocksNull.of(whole, noise, layout.windows)
-    blocks: Tail = lambda d: float(known.p_value(d, null.noise(now)))  # noqa: E731
+    blocks: Tail = partial(_tail, null=known, noise=float(null.noise(now)))
     smallest = np.maximum(others, null.p_value(kept, each))
     return Tested((Aspect(name, distance, blocks, rows),), smallest)

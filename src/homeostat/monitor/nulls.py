@@ -116,6 +116,7 @@ class BlocksNull:
         return cls(mean, np.sqrt(square) * overlapping(layout.windows), layout.windows)
 
     def p_value(self, distance: Any, noise: Any) -> Floats:
+        """P(D ≥ distance); `noise` is the mean squared distance of rows alone. Arrays as well."""
         excess = _roots(distance, noise) - self.mean
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(excess == 0, 0.0, excess / self.spread)
