@@ -292,7 +292,9 @@ def moments(rows: pa.Table | pa.RecordBatch, time: str = TIME) -> Counts:
             f"{time} holds text that is no time with a zone.",
             hint="Write times as 2024-05-01T12:00:00Z.",
         ) from None
-    return np.asarray(times.cast(pa.int64()).to_numpy(zero_copy_only=False))
+    if isinstance(times, pa.ChunkedArray):
+        times = times.combine_chunks()
+    return _plain(times.cast(pa.int64()))
 
 
 def _named(rows: pa.Table | pa.RecordBatch, name: str) -> Any:
@@ -311,9 +313,9 @@ def _cells(rows: pa.RecordBatch, feature: Feature, column: Column) -> Counts:
     if feature.kind == "category":
         return _levels(values, feature.levels, null, source)
     if feature.kind == "boolean":
-        flags = _cast(_without_nan(values), source, pa.bool_()).cast(pa.int8())
-        return np.asarray(flags.fill_null(null).to_numpy(), dtype=np.int64)
-    numbers = _cast(values, source, pa.float64()).to_numpy(zero_copy_only=False)
+        flags = _cast(_without_nan(values), source, pa.bool_())
+        return _plain(flags.cast(pa.int64()), null)
+    numbers = _plain(_cast(values, source, pa.float64()), np.nan)
     found = _bins(feature.edges).find(numbers)
     missing = np.isnan(numbers)
     if missing.any():
@@ -332,16 +334,45 @@ def _levels(values: pa.Array, levels: tuple[str, ...], null: int, name: str) -> 
         return _level(_cast(_without_nan(values), name, pa.string()), levels, null)
     entries = _cast(_without_nan(values.dictionary), name, pa.string())
     cells = np.append(_level(entries, levels, null), null)
-    found: Counts = cells.take(values.indices.fill_null(len(entries)).to_numpy())
+    found: Counts = cells.take(_plain(values.indices.cast(pa.int64()), len(entries)))
     return found
 
 
 def _level(values: pa.Array, levels: tuple[str, ...], null: int) -> Counts:
-    found = pc.index_in(values, value_set=pa.array(levels, pa.string()), skip_nulls=True)
-    codes = np.array(found.fill_null(len(levels)).to_numpy(), dtype=np.int64)
+    found = pc.index_in(values, value_set=_text(levels), skip_nulls=True).cast(pa.int64())
+    codes = _plain(found, len(levels))
     if values.null_count:
-        codes[values.is_null().to_numpy(zero_copy_only=False)] = null
+        codes = np.where(_nulls(values), null, codes)
     return codes
+
+
+@lru_cache(maxsize=1024)
+def _text(values: tuple[str, ...]) -> pa.Array:
+    # `pa.array` would import pandas, which takes as long as a hundred thousand rows.
+    parts = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+    buffers = pa.py_buffer(ends), pa.py_buffer(b"".join(parts))
+    return pa.StringArray.from_buffers(len(parts), *buffers)
+
+
+def _plain(values: pa.Array, null: float = 0) -> NDArray[Any]:
+    """The values of int64 or float64 where they lie, or with `null` for each null.
+
+    Neither `to_numpy` nor `fill_null` would do without pandas.
+    """
+    kind = np.int64 if values.type == pa.int64() else np.float64
+    if not len(values):
+        return np.empty(0, dtype=kind)
+    start = values.offset
+    plain = np.frombuffer(values.buffers()[1], dtype=kind)[start : start + len(values)]
+    return np.where(_nulls(values), kind(null), plain) if values.null_count else plain
+
+
+def _nulls(values: pa.Array) -> NDArray[np.bool_]:
+    found = values.is_null()
+    bits = np.frombuffer(found.buffers()[1], dtype=np.uint8)
+    end = found.offset + len(found)
+    return np.unpackbits(bits, count=end, bitorder="little")[found.offset :].view(np.bool_)
 
 
 def _without_nan(values: pa.Array) -> pa.Array:
