@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from homeostat import gate
+from homeostat import gate, quarantine
 from homeostat.audit import attempted, fitted, jsonable, looked
 from homeostat.contracts import (
     Alerts,
@@ -35,8 +35,8 @@ from homeostat.contracts import (
 )
 from homeostat.decide import asked
 from homeostat.errors import ReleaseError, TrainingError, cause
-from homeostat.holdout import EPOCH, TICK, Holdout, before, everything, hold_out
-from homeostat.monitor import Subject, examine, failed
+from homeostat.holdout import Holdout, before, everything, hold_out
+from homeostat.monitor import Subject, examine, failed, newest_window
 from homeostat.notes import Note
 from homeostat.records import (
     Action,
@@ -162,7 +162,8 @@ class Loop:
         mature = now - self.settings.labels.delay
         window = Window(now - self.settings.monitor.window, now)
         try:
-            window = self._window(now)
+            newest = self.journal.newest(source="serve")
+            window = newest_window(newest, now, self.settings.monitor)
             subject = self._subject(champion)
             rows = self.journal.read(window, as_of=now, schema=subject.schema)
             evidence = examine(
@@ -176,10 +177,12 @@ class Loop:
                 now=now,
                 reporter=self.reporter,
             )
+            evidence = quarantine.hold(self.audit, evidence, now)
             # Only the number is wanted, so no feature is read, and no more than a piece is held.
             bare = replace(subject.schema, features=())
             parts = self.journal.scan(as_of=now, labelled=True, schema=bare)
-            evidence = replace(evidence, history=sum(before(p, mature).num_rows for p in parts))
+            old = (quarantine.sound(before(p, mature), self.audit, subject.schema) for p in parts)
+            evidence = replace(evidence, history=sum(part.num_rows for part in old))
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
             evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
@@ -187,19 +190,12 @@ class Loop:
             self._tell(evidence.state.value, evidence.reason)
         return evidence
 
-    def _window(self, now: datetime) -> Window:
-        """The newest window of event time: whole blocks, up to the newest served row."""
-        newest = self.journal.newest(source="serve")
-        end = now if newest is None else min(now, newest + TICK)
-        block = self.settings.monitor.block
-        end = EPOCH + -((EPOCH - end) // block) * block
-        return Window(end - self.settings.monitor.window, end)
-
     def _subject(self, champion: Release) -> Subject:
         if champion.id not in self._subjects:
             self._subjects.clear()
-            names = ("schema", "reference", "reference_sample")
-            held = {name: self.releases.object(champion, name) for name in names}
+            names = ("schema", "reference", "reference_sample", "traits")
+            kept = [name for name in names if name in champion.manifest["objects"]]
+            held = {name: self.releases.object(champion, name) for name in kept}
             self._subjects[champion.id] = Subject.of(champion, held)
         return self._subjects[champion.id]
 
@@ -362,9 +358,10 @@ class Loop:
         return Schema.from_json(self.releases.object(champion, "schema"))
 
     def _labelled(self, now: datetime, schema: Schema) -> pa.Table:
-        """All labelled rows of the journal that are old enough to be judged."""
+        """All labelled rows that are old enough to be judged, but for those in quarantine."""
         rows = self.journal.read(as_of=now, labelled=True, schema=schema)
-        return before(rows, now - self.settings.labels.delay)
+        rows = before(rows, now - self.settings.labels.delay)
+        return quarantine.left_out(rows, self.audit, schema, now)
 
     def _split(self, rows: pa.Table, champion: Release | None) -> Holdout:
         if champion is not None and not self.gated:

@@ -100,6 +100,24 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Served rows of broken data: no model learns from them until someone releases them."""
+
+    id: str  # eight hex digits
+    window: Window  # of the rows' event time
+    columns: tuple[str, ...]  # only models with one of these features are meant; none: all models
+    reason: str  # one sentence, and the checks that tripped
+    since: datetime  # when it was recorded, UTC
+
+    @classmethod
+    def of(cls, body: Mapping[str, Json]) -> Quarantine:
+        """From the fields as JSON holds them; raises KeyError, TypeError or ValueError."""
+        window = Window(*(datetime.fromisoformat(body["window"][k]) for k in ("start", "end")))
+        since = datetime.fromisoformat(body["since"])
+        return cls(body["id"], window, tuple(body["columns"]), body["reason"], since)
+
+
+@dataclass(frozen=True, slots=True)
 class ColumnDrift:
     """How far one column of the window lies from the champion's reference."""
 
@@ -147,6 +165,7 @@ class Evidence:
     evidently: Mapping[str, Json] = field(default_factory=dict)
     history: int = 0  # labelled rows in the whole journal that are old enough to be judged
     created_at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    quarantined: tuple[Quarantine, ...] = ()  # all that are open after this look
 
 
 @dataclass(frozen=True, slots=True)

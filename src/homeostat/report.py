@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from homeostat import files
+from homeostat.audit import jsonable
 from homeostat.contracts import Engine
 from homeostat.draw import draw
 from homeostat.errors import cause
@@ -34,6 +35,7 @@ from homeostat.records import (
     Json,
     Outcome,
     Performance,
+    Quarantine,
     State,
     Verdict,
     Window,
@@ -157,6 +159,7 @@ def to_status(evidence: Evidence) -> dict[str, Json]:
         "evidently": dict(evidence.evidently),
         "versions": dict(_versions()),
         "created_at": evidence.created_at.isoformat(),
+        "quarantined": jsonable(evidence.quarantined),
     }
     return {key: _finite(value) for key, value in content.items()}
 
@@ -188,6 +191,7 @@ def from_status(content: Mapping[str, Json]) -> Evidence:
         performance=_performance(content["performance"]),
         evidently=content["evidently"],
         created_at=_time(content["created_at"]),
+        quarantined=tuple(Quarantine.of(body) for body in content.get("quarantined", ())),
     )
 
 

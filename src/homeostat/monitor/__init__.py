@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from homeostat.contracts import Reporter
 from homeostat.errors import cause
 from homeostat.monitor import drift, performance, quality
-from homeostat.profile import PREDICTION, Profile
+from homeostat.monitor.form import formed
+from homeostat.profile import EPOCH, MICROSECOND, PREDICTION, Profile
 from homeostat.records import (
     ColumnDrift,
     Evidence,
@@ -35,10 +36,14 @@ from homeostat.records import (
 )
 from homeostat.schema import Schema
 from homeostat.settings import Monitor
+from homeostat.traits import Traits
 
 T = TypeVar("T")
 
-__all__ = ["Subject", "examine"]
+__all__ = ["Subject", "examine", "failed", "newest_window"]
+
+LACKING = frozenset({"row_volume", "row_gap", "stale_feed"})
+"""Checks that find too few rows, and so count in a window that has too few to compare."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,20 @@ class Subject:
     reference: Profile  # of the rows that the champion was fitted on
     sample: pa.Table  # some of these rows, for Evidently
     baseline: Interval | None  # its loss when it was judged
+    traits: Traits | None = None  # of the same rows as `reference`; None in older releases
 
     @classmethod
     def of(cls, champion: Release, held: Mapping[str, bytes]) -> Subject:
-        """From the objects `schema`, `reference` and `reference_sample` of a release."""
+        """From the objects `schema`, `reference` and `reference_sample` of a release, and `traits`
+        where it has them.
+        """
         return cls(
             release=champion.id,
             schema=Schema.from_json(held["schema"]),
             reference=Profile.from_bytes(held["reference"]),
             sample=pq.read_table(io.BytesIO(held["reference_sample"])),
             baseline=_baseline(champion),
+            traits=Traits.from_bytes(held["traits"]) if "traits" in held else None,
         )
 
 
@@ -81,6 +90,8 @@ class _Scene:
     refused: Mapping[str, int]
     settings: Monitor
     mature_until: datetime
+    now: datetime
+    last: Evidence | None
 
     @property
     def own(self) -> pa.Table:
@@ -135,11 +146,14 @@ def examine(
     rows by reason, and labels of rows younger than `mature_until` are not looked at. Where
     nothing can be tested, `data_drift` keeps what `last` said and `carried_over` is true.
     """
-    scene = _Scene(subject, rows, window, refused, settings, mature_until)
-    evidence = _untested(scene, last, now)
-    if rows.num_rows < settings.min_rows:
-        return _too_few(scene, evidence)
-    found = _look(scene, reporter)
+    scene = _Scene(subject, rows, window, refused, settings, mature_until, now, last)
+    evidence, found = _untested(scene), _Found()
+    unread: tuple[pa.Table, tuple[Finding, ...]] = (rows, ())
+    read, found.findings = found.stage("form", lambda: formed(rows, subject.schema), unread)
+    scene = replace(scene, rows=read)
+    if read.num_rows < settings.min_rows:
+        return _too_few(scene, evidence, found)
+    _look(scene, found, reporter)
     evidence = replace(
         evidence,
         columns=found.columns,
@@ -152,8 +166,16 @@ def examine(
     return _weighed(evidence, found, settings)
 
 
-def _untested(scene: _Scene, last: Evidence | None, now: datetime) -> Evidence:
+def newest_window(newest: datetime | None, now: datetime, settings: Monitor) -> Window:
+    """The window of event time to look at: whole blocks, up to the `newest` served row."""
+    end = now if newest is None else min(now, newest + MICROSECOND)
+    end = EPOCH + -((EPOCH - end) // settings.block) * settings.block
+    return Window(end - settings.window, end)
+
+
+def _untested(scene: _Scene) -> Evidence:
     """What is known before anything is compared."""
+    last, now = scene.last, scene.now
     reference, least = scene.subject.reference, scene.settings.min_rows
     rows = scene.rows.num_rows
     return Evidence(
@@ -194,29 +216,25 @@ def failed(
     )
 
 
-def _too_few(scene: _Scene, evidence: Evidence) -> Evidence:
-    """A window may be nearly empty because nearly all of its rows were refused."""
-    found = _Found()
-    profile = found.stage("profile", lambda: scene.profile(scene.rows), None)
-    if profile is not None:
-        found.findings = found.stage("quality", lambda: _quality(scene, profile), ())
+def _too_few(scene: _Scene, evidence: Evidence, found: _Found) -> Evidence:
+    """A window may be nearly empty because nearly all of its rows were refused, or never came."""
+    _assess(scene, found)
     whole = tuple(finding for finding in found.findings if finding.column is None)
-    blocking = [f for f in whole if f.severity == "block"]
-    sent = evidence.rows + evidence.refused
+    enough = evidence.rows + evidence.refused >= scene.settings.min_rows
+    blocking = [f for f in whole if f.severity == "block" and (enough or f.check in LACKING)]
+    evidence = replace(evidence, findings=whole)
     if found.failures:
         return replace(evidence, state=State.FAILED, reason=_sentence(found.failures))
-    if blocking and sent >= scene.settings.min_rows:
-        broken = replace(evidence, state=State.BROKEN_DATA, findings=whole)
-        return replace(broken, reason=f"Broken data: {blocking[0].message}")
+    if blocking:
+        reason = f"Broken data: {blocking[0].message}"
+        return replace(evidence, state=State.BROKEN_DATA, reason=reason)
     return evidence
 
 
-def _look(scene: _Scene, reporter: Reporter) -> _Found:
+def _look(scene: _Scene, found: _Found, reporter: Reporter) -> None:
     """Every stage in its order, each in its own guard."""
-    found, settings, subject = _Found(), scene.settings, scene.subject
-    profile = found.stage("profile", lambda: scene.profile(scene.rows), None)
-    if profile is not None:
-        found.findings = found.stage("quality", lambda: _quality(scene, profile), ())
+    settings, subject = scene.settings, scene.subject
+    profile = _assess(scene, found)
     found.evidently = found.stage(
         "evidently", lambda: reporter.evidently(subject.sample, scene.rows, subject.schema), {}
     )
@@ -229,11 +247,32 @@ def _look(scene: _Scene, reporter: Reporter) -> _Found:
     found.performance = found.stage(
         "performance", lambda: performance.performance(scene.rows, subject.schema, scope), None
     )
-    return found
 
 
-def _quality(scene: _Scene, profile: Profile) -> tuple[Finding, ...]:
-    return quality.quality(scene.subject.reference, profile, scene.window, scene.refused)
+def _assess(scene: _Scene, found: _Found) -> Profile | None:
+    """The window's profile, and what its quality adds to the findings about its form."""
+    profile = found.stage("profile", lambda: scene.profile(scene.rows), None)
+    if profile is not None:
+        none: tuple[Finding, ...] = ()
+        found.findings += found.stage("quality", lambda: _quality(scene, profile, found), none)
+    return profile
+
+
+def _quality(scene: _Scene, profile: Profile, found: _Found) -> tuple[Finding, ...]:
+    subject = scene.subject
+    case = quality.Case(
+        schema=subject.schema,
+        reference=subject.reference,
+        traits=subject.traits,
+        rows=scene.rows,
+        current=profile,
+        window=scene.window,
+        refused=scene.refused,
+        now=scene.now,
+        last=scene.last,
+        known=frozenset(finding.column for finding in found.broken),
+    )
+    return quality.quality(case)
 
 
 def _drift(scene: _Scene, profile: Profile, columns: list[str]) -> tuple[ColumnDrift, ...]:
