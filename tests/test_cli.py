@@ -33,10 +33,10 @@ from homeostat import __version__, build, cli, settings
 from homeostat.settings import Settings
 
 VERBS = [
-    "init", "doctor", "key", "train", "adopt", "monitor", "step", "retrain", "rollback", "run", "quarantine",
+    "init", "doctor", "key", "train", "adopt", "monitor", "step", "retrain", "rollback", "run",
     "serve", "score", "status", "history", "verify", "labels", "labels add", "log", "log export",
     "log import",
-    "log erase",
+    "log erase", "quarantine",
     "replay", "demo",
 ]  # fmt: skip
 
