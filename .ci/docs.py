@@ -63,8 +63,8 @@ Made from the code by `make settings`; a test fails when this page and the code 
 | 3, 4, 5, 6 | with `--exit-code` only: drift, broken data, not enough data, gate refused |
 
 One process at a time changes a project: `train`, `adopt`, `monitor`, `step`, `retrain`, `rollback`,
-`run` and `log import` take its lock, and a second one is refused. `serve` and `score` need neither
-lock nor key, and may run at the same time.
+`run`, `log import` and a release by `quarantine` take its lock, and a second one is refused.
+`serve` and `score` need neither lock nor key, and may run at the same time.
 
 `adopt` reads a pickle, and whoever wrote it can run any code on this machine by that: adopt only a
 file that you trust. It is read in a child process that does not see the signing key, and never

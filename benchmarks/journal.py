@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from homeostat.entries import Entry
 from homeostat.journal import FileJournal
-from homeostat.records import Entry, Window
+from homeostat.records import Window
 from homeostat.schema import SYSTEM, TIMESTAMP
 
 START = datetime(2025, 1, 1, tzinfo=UTC)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homeostat.binning import Bins
+from homeostat.bins import Bins
 from homeostat.errors import SchemaError
 from homeostat.profile import EPOCH, Profile
 from homeostat.schema import TIMESTAMP, Feature

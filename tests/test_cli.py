@@ -36,7 +36,7 @@ VERBS = [
     "init", "doctor", "key", "train", "adopt", "monitor", "step", "retrain", "rollback", "run",
     "serve", "score", "status", "history", "verify", "labels", "labels add", "log", "log export",
     "log import",
-    "log erase",
+    "log erase", "quarantine",
     "replay", "demo",
 ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from loop_fixtures import project
 
 from homeostat import cli, files
 from homeostat.doctor import examine
+from homeostat.entries import Erased
 from homeostat.errors import JournalError
 from homeostat.gate import unjudged
 from homeostat.journal import FileJournal
@@ -23,7 +24,7 @@ from homeostat.journal.jsonl import JsonLines
 from homeostat.journal.labels import Labels
 from homeostat.journal.portion import Cut
 from homeostat.journal.predictions import Predictions
-from homeostat.records import Candidate, Erased, TrainingRows
+from homeostat.records import Candidate, TrainingRows
 from homeostat.release import FileReleases
 from homeostat.signing import signing_key
 from homeostat.testing import (

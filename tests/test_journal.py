@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from homeostat.entries import Appended, Labelled, Refusal
 from homeostat.errors import ConflictError, JournalError
 from homeostat.journal import FileJournal, tail
-from homeostat.records import Appended, Labelled, Refusal
 from homeostat.schema import TIMESTAMP, Feature, Schema, Target
 from homeostat.testing import (
     START,

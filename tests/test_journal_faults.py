@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 import pyarrow as pa
 import pytest
 
+from homeostat.entries import Appended, Labelled, Refusal
 from homeostat.errors import JournalError
 from homeostat.journal import FileJournal
 from homeostat.journal import disk as disk_module
-from homeostat.records import Appended, Labelled, Refusal, Window
+from homeostat.records import Window
 from homeostat.testing import START, drifting_stream, label_rows, schema_of, served_rows
 
 WRITER = """

@@ -15,10 +15,11 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from homeostat.entries import Appended, Labelled
 from homeostat.errors import JournalError
 from homeostat.journal import FileJournal, history, snapshot
 from homeostat.memory import MemoryJournal
-from homeostat.records import Appended, Labelled, Window
+from homeostat.records import Window
 from homeostat.schema import TIMESTAMP
 from homeostat.testing import (
     START,

@@ -21,13 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from homeostat.entries import Committed, Entry, Labelled
 from homeostat.errors import ConflictError, JournalError
 from homeostat.journal import FileJournal, lines
 from homeostat.journal import disk as disk_module
 from homeostat.journal.disk import Disk
 from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
-from homeostat.records import Committed, Entry, Labelled
 from homeostat.schema import SYSTEM
 from homeostat.testing import START, FakeClock, label_rows
 

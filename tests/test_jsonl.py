@@ -9,11 +9,12 @@ from datetime import timedelta
 
 import pytest
 
+from homeostat.entries import Refusal, Sealed
 from homeostat.errors import JournalError
 from homeostat.journal import FileJournal, jsonl
 from homeostat.journal.disk import Disk
 from homeostat.journal.jsonl import JsonLines
-from homeostat.records import Refusal, Sealed, Window
+from homeostat.records import Window
 from homeostat.testing import START, FakeClock, drifting_stream, schema_of, served_rows
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

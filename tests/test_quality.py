@@ -4,10 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from homeostat.monitor.quality import quality
+from homeostat.monitor.quality import Case, quality
 from homeostat.profile import Profile
 from homeostat.records import Window
 from homeostat.schema import TIMESTAMP, Feature, Schema, Target
+from homeostat.traits import Traits
 
 DAY = timedelta(days=1)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -34,31 +35,45 @@ def columns(rows, days, seed=0):
     }
 
 
-def profile(rows=700, days=7, start=WEEK.start, **changed):
+def table(rows=700, days=7, start=WEEK.start, **changed):
     times = [start + DAY * (days * i / rows) for i in range(rows)]
     values = columns(rows, days) | changed
-    table = pa.table(
+    return pa.table(
         {"occurred_at": pa.array(times, TIMESTAMP)}
         | {f.name: pa.array(values[f.name], f.arrow) for f in SCHEMA.features}
     )
-    return Profile.of(table, SCHEMA, block=DAY)
 
 
-REFERENCE = profile(10_000, 100, START)
+REFERENCE = table(10_000, 100, START)
 
 
-def find(current, refused=(), reference=REFERENCE):
-    found = quality(reference, current, WEEK, dict(refused))
+def look(rows, refused=(), reference=REFERENCE):
+    case = Case(
+        SCHEMA,
+        Profile.of(reference, SCHEMA, block=DAY),
+        Traits.of(reference, SCHEMA, block=DAY),
+        rows,
+        Profile.of(rows, SCHEMA, block=DAY),
+        WEEK,
+        dict(refused),
+        now=WEEK.end,
+        last=None,
+    )
+    return quality(case)
+
+
+def find(rows, refused=(), reference=REFERENCE):
+    found = look(rows, refused, reference)
     return [(f.check, f.severity, f.column) for f in found]
 
 
 def test_an_ordinary_window_has_no_findings():
-    assert find(profile()) == []
+    assert find(table()) == []
 
 
 def test_an_empty_column_blocks():
-    assert find(profile(temp=[None] * 700)) == [("empty_column", "block", "temp")]
-    assert find(profile(loud=[None] * 700)) == [("empty_column", "block", "loud")]
+    assert find(table(temp=[None] * 700)) == [("empty_column", "block", "temp")]
+    assert find(table(loud=[None] * 700)) == [("empty_column", "block", "loud")]
 
 
 @pytest.mark.parametrize(
@@ -67,36 +82,54 @@ def test_an_empty_column_blocks():
 )
 def test_nulls_warn_when_they_rise_and_block_when_they_rule(nulls, expected):
     temp = columns(700, 7)["temp"]
-    assert find(profile(temp=[None] * nulls + temp[nulls:])) == expected
+    assert find(table(temp=[None] * nulls + temp[nulls:])) == expected
 
 
 def test_a_column_that_is_seldom_known_may_stay_so():
-    assert find(profile(80, 1, gust=[None] * 15 + [1.0] * 65)) == []
-    assert find(profile(30, 1, gust=[None] * 30)) == [("row_volume", "warn", None)]
-    assert find(profile(700, gust=[None] * 600 + [1.0] * 100)) == []
+    known = columns(700, 7)["gust"]
+    rare = [value if i % 2 else None for i, value in enumerate(known)]
+    assert find(table(gust=rare)) == []
+    assert find(table(30, gust=[None] * 30)) == [("row_volume", "warn", None)]
 
 
 def test_what_the_reference_went_through_is_not_called_broken():
     # In one of its weeks nothing was measured.
     temp = columns(10_000, 100)["temp"]
-    reference = profile(10_000, 100, START, temp=[None] * 700 + temp[700:])
-    assert find(profile(temp=[None] * 700), reference=reference) == []
+    reference = table(10_000, 100, START, temp=[None] * 700 + temp[700:])
+    assert find(table(temp=[None] * 700), reference=reference) == []
 
 
 @pytest.mark.parametrize(("new", "severity"), [(20, None), (70, "warn"), (500, "block")])
 def test_levels_never_seen_warn_and_then_block(new, severity):
     carrier = ["ZZ"] * new + columns(700, 7)["carrier"][new:]
     expected = [("unseen_levels", severity, "carrier")] if severity else []
-    assert find(profile(carrier=carrier)) == expected
+    assert find(table(carrier=carrier)) == expected
 
 
-def test_a_column_that_no_longer_varies_warns():
-    assert find(profile(carrier=["BB"] * 700)) == [("constant_column", "warn", "carrier")]
-    assert find(profile(temp=[0.3] * 700)) == [("constant_column", "warn", "temp")]
-    # Beyond the last edge anything may vary: a hot summer after a winter of training.
-    assert find(profile(temp=[9.0] * 700)) == []
-    still = profile(10_000, 100, START, carrier=["BB"] * 10_000)
-    assert find(profile(carrier=["BB"] * 700), reference=still) == []
+def test_a_column_that_no_longer_varies_blocks():
+    assert find(table(carrier=["BB"] * 700)) == [("constant_column", "block", "carrier")]
+    assert find(table(temp=[0.3] * 700)) == [("constant_column", "block", "temp")]
+    assert find(table(temp=[9.0] * 700)) == [("constant_column", "block", "temp")]
+    # A level that nearly had the column to itself before may come to have it quite.
+    before = ["BB"] * 6000 + columns(10_000, 100)["carrier"][6000:]
+    mostly = np.random.default_rng(1).permutation(before).tolist()
+    expected = [("constant_column", "warn", "carrier")]
+    assert (
+        find(table(carrier=["BB"] * 700), reference=table(10_000, 100, START, carrier=mostly))
+        == expected
+    )
+
+
+def test_what_was_constant_in_every_stretch_may_be_so_with_another_value():
+    still = table(10_000, 100, START, carrier=["BB"] * 10_000)
+    assert find(table(carrier=["BB"] * 700), reference=still) == []
+    season = table(10_000, 100, START, gust=[float(i // 2_000) for i in range(10_000)])
+    assert find(table(gust=[4.0] * 700), reference=season) == []
+
+
+def test_what_varies_beyond_the_last_edge_is_no_constant():
+    hot = [9.0 + i / 100 for i in range(700)]
+    assert ("constant_column", "block", "temp") not in find(table(temp=hot))
 
 
 @pytest.mark.parametrize(
@@ -104,22 +137,23 @@ def test_a_column_that_no_longer_varies_warns():
 )
 def test_refused_rows_warn_and_then_block(count, severity):
     expected = [("refused_rows", severity, None)] if severity else []
-    assert find(profile(), {"wrong_type:temp": count, "missing_field:loud": 0}) == expected
+    assert find(table(), {"wrong_type:temp": count, "missing_field:loud": 0}) == expected
 
 
 def test_a_collapse_of_traffic_is_worth_a_look_but_no_more():
-    assert find(profile(40)) == [("row_volume", "warn", None)]
-    assert find(profile(80)) == []
+    assert find(table(40)) == [("row_volume", "warn", None)]
+    assert find(table(80)) == []
 
 
 def test_an_empty_window_has_an_answer():
-    assert find(profile(0)) == [("row_volume", "warn", None)]
+    assert find(table(0)) == [("row_volume", "warn", None)]
 
 
 def test_a_finding_states_what_was_measured_and_where_it_trips():
-    (finding,) = quality(REFERENCE, profile(), WEEK, {"wrong_type:temp": 1400})
+    (finding,) = look(table(), {"wrong_type:temp": 1200, "missing_field:gust": 200})
     assert finding.value == pytest.approx(2 / 3)
     assert finding.threshold == 0.5
     assert (
-        finding.message == "67% of the rows sent were refused, most of them for 'wrong_type:temp'."
+        finding.message
+        == "67% of the rows sent were refused: 'wrong_type:temp' 57%, 'missing_field:gust' 10%."
     )

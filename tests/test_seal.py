@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeostat import files
+from homeostat.entries import Sealed
 from homeostat.errors import JournalError
 from homeostat.journal import FileJournal
 from homeostat.journal.history import DeltaLog
@@ -21,7 +22,7 @@ from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
 from homeostat.journal.scan import View
 from homeostat.memory import MemoryJournal
-from homeostat.records import Sealed, Window
+from homeostat.records import Window
 from homeostat.schema import TIMESTAMP
 from homeostat.testing import (
     START,

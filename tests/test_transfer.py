@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from loop_fixtures import LOADED, InProcess, copied, days, make, project, serve, stream, turning
 
+from homeostat.entries import Appended, Labelled
 from homeostat.errors import HomeostatError, SchemaError
 from homeostat.journal import FileJournal
-from homeostat.records import Appended, Labelled
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 from homeostat.testing import START
 from homeostat.transfer import add_labels, export, load

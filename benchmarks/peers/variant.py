@@ -14,8 +14,9 @@ from unittest.mock import patch
 import pyarrow as pa
 
 from homeostat.cli import main
+from homeostat.entries import Committed, Entry
 from homeostat.journal import FileJournal
-from homeostat.records import Committed, Entry, Release
+from homeostat.records import Release
 from homeostat.release import FileReleases
 
 champion = FileReleases.champion

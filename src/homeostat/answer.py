@@ -18,9 +18,10 @@ import structlog
 
 from homeostat.champion import Champion
 from homeostat.decode import Batch
+from homeostat.entries import Entry
 from homeostat.errors import RowError, SchemaError
 from homeostat.reader import Reader
-from homeostat.records import Entry, Json
+from homeostat.records import Json
 from homeostat.schema import Target
 from homeostat.scoring import told
 from homeostat.settings import Serving

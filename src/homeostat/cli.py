@@ -251,6 +251,9 @@ app.command()(verbs.score)
 # --- what happened ---
 
 
+app.command()(verbs.quarantine)
+
+
 @app.command()
 def status(
     folder: Folder = HERE,

@@ -14,18 +14,15 @@ from typing import ParamSpec, Protocol, TypeVar
 
 import pyarrow as pa
 
+from homeostat.entries import Appended, Labelled, Refusal, Sealed
 from homeostat.records import (
-    Appended,
     Candidate,
     Decision,
     Evidence,
     Json,
-    Labelled,
     Outcome,
     Past,
-    Refusal,
     Release,
-    Sealed,
     Sent,
     Verdict,
     Window,

@@ -36,6 +36,7 @@ from homeostat.profile import Profile
 from homeostat.schema import UNSEEN, Schema
 from homeostat.scoring import Calibrator, Scorer, outputs, tabulate
 from homeostat.script import called, opened, own_modules
+from homeostat.traits import Traits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,6 +241,7 @@ def _objects(scorer: Scorer, rows: pa.Table, job: Job) -> dict[str, bytes]:
     objects |= {
         "reference": _reference(rows, scored, final, job.block).to_bytes(),
         "reference_sample": _parquet(kept),
+        "traits": Traits.of(rows, final, block=job.block).to_bytes(),
     }
     measured = importance.measure(scorer, kept, job.seed)
     return objects if measured is None else {**objects, "importance": measured}

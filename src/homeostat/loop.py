@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from homeostat import blocks, gate
+from homeostat import blocks, gate, quarantine
 from homeostat.alerts import tell
 from homeostat.audit import attempted, fitted, jsonable, looked
 from homeostat.contracts import (
@@ -183,10 +183,12 @@ class Loop:
                 kept=self.kept,
                 asked=Journalled.of(self.journal, now, self.settings, self.engine),
             )
+            evidence = quarantine.hold(self.audit, evidence, now)
             # Only the number is wanted, so no feature is read, and no more than a piece is held.
             bare = replace(subject.schema, features=())
             parts = self.journal.scan(as_of=now, labelled=True, schema=bare)
-            evidence = replace(evidence, history=sum(before(p, mature).num_rows for p in parts))
+            old = (quarantine.sound(before(p, mature), self.audit, subject.schema) for p in parts)
+            evidence = replace(evidence, history=sum(part.num_rows for part in old))
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
             evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
@@ -195,9 +197,10 @@ class Loop:
     def _subject(self, champion: Release) -> Subject:
         if champion.id not in self._subjects:
             self._subjects.clear()
-            names = ["schema", "reference", "reference_sample"]
-            names += {"importance"} & champion.manifest["objects"].keys()  # older ones lack it
-            held = {name: self.releases.object(champion, name) for name in names}
+            names = {"schema", "reference", "reference_sample"}
+            # Older releases lack some.
+            names |= {"importance", "traits"} & champion.manifest["objects"].keys()
+            held = {name: self.releases.object(champion, name) for name in sorted(names)}
             self._subjects[champion.id] = Subject.of(champion, held)
         return self._subjects[champion.id]
 
@@ -356,9 +359,10 @@ class Loop:
         return Schema.from_json(self.releases.object(champion, "schema"))
 
     def _labelled(self, now: datetime, schema: Schema) -> pa.Table:
-        """All labelled rows of the journal that are old enough to be judged."""
+        """All labelled rows that are old enough to be judged, but for those in quarantine."""
         rows = self.journal.read(as_of=now, labelled=True, schema=schema)
-        return before(rows, now - self.settings.labels.delay)
+        rows = before(rows, now - self.settings.labels.delay)
+        return quarantine.left_out(rows, self.audit, schema, now)
 
     def _split(self, rows: pa.Table, champion: Release | None) -> Holdout:
         if champion is not None and not self.gated:

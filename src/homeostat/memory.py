@@ -18,22 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.audit import TRAININGS, canonical, jsonable
+from homeostat.entries import Appended, Labelled, Refusal, Sealed
 from homeostat.errors import ConflictError, JournalError, ReleaseError
 from homeostat.journal import join, shape
-from homeostat.records import (
-    Appended,
-    Candidate,
-    Evidence,
-    Json,
-    Labelled,
-    Past,
-    Refusal,
-    Release,
-    Sealed,
-    Verdict,
-    Window,
-    utc,
-)
+from homeostat.records import Candidate, Evidence, Json, Past, Release, Verdict, Window, utc
 from homeostat.release import FORMAT
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 

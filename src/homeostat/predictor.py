@@ -22,6 +22,7 @@ from homeostat import decode
 from homeostat.answer import Answer, Answered, Answerer, recalled
 from homeostat.champion import Champion, load
 from homeostat.contracts import Clock, Journal, Releases
+from homeostat.entries import Committed, Entry, Refusal
 from homeostat.errors import (
     ConflictError,
     HomeostatError,
@@ -31,7 +32,7 @@ from homeostat.errors import (
 )
 from homeostat.follow import Follower
 from homeostat.reader import new_id
-from homeostat.records import Committed, Entry, Json, Refusal
+from homeostat.records import Json
 from homeostat.schema import RESERVED, Schema
 from homeostat.settings import Serving
 

@@ -42,7 +42,16 @@ if TYPE_CHECKING:
 
     Counts: TypeAlias = NDArray[np.int64]
 
-__all__ = ["EPOCH", "PAIRED", "PREDICTION", "PRODUCTS", "Column", "Profile", "moments"]
+__all__ = [
+    "EPOCH",
+    "MICROSECOND",
+    "PAIRED",
+    "PREDICTION",
+    "PRODUCTS",
+    "Column",
+    "Profile",
+    "moments",
+]
 
 FORMAT = 2
 READ = (1, FORMAT)  # format 1 has no products

@@ -27,10 +27,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from homeostat import report
+from homeostat import quarantine, report
 from homeostat.audit import jsonable
 from homeostat.errors import HomeostatError
-from homeostat.records import Evidence, Json, Outcome, Verdict
+from homeostat.records import Evidence, Json, Outcome, Quarantine, Verdict
 
 if TYPE_CHECKING:
     from homeostat.build import Project
@@ -166,9 +166,10 @@ def status(project: Project, *, as_json: bool, markdown: bool) -> None:
     reports = project.settings.path("reports")
     champion, last = project.releases.champion(), report.read(reports)
     turn = report.newest_turn(project.audit.lines(), last)
-    sealed = project.journal.sealed
+    sealed, held = project.journal.sealed, quarantine.held(project.audit.lines())
     if as_json:
-        document({"champion": champion, "evidence": last, "last": turn, "sealed": sealed})
+        told = {"champion": champion, "evidence": last, "last": turn, "sealed": sealed}
+        document({**told, "quarantined": held})
     elif markdown:
         shown = turn or last
         print(report.summary(shown) if shown else "No window was looked at yet.")
@@ -182,11 +183,44 @@ def status(project: Project, *, as_json: bool, markdown: bool) -> None:
             say("No window was looked at yet: run `homeostat monitor`.")
         else:
             evidence(last, reports, as_json=False)
+        if held:
+            say(f"{len(held)} stretches of served rows are quarantined: see `homeostat quarantine`")
+            _quarantines(held)
         if sealed.conflicts or sealed.orphans:
             say(
                 f"left out of history so far: {sealed.conflicts:,} predictions whose id stands for "
                 f"other content there, {sealed.orphans:,} labels without a prediction"
             )
+
+
+def quarantined(
+    project: Project,
+    held: Sequence[Quarantine],
+    released: Sequence[Quarantine],
+    *,
+    as_json: bool,
+) -> None:
+    """What is quarantined, with how many rows that is by now, and what was released just now."""
+    rows = {each.id: quarantine.counted(each, project.journal) for each in held}
+    if as_json:
+        told = [{**jsonable(each), "rows": rows[each.id]} for each in held]
+        document({"quarantined": told, "released": [each.id for each in released]})
+        return
+    for each in released:
+        say(f"released {each.id}: {each.window}")
+    if held:
+        _quarantines(held, rows)
+    else:
+        say("Nothing is quarantined.")
+
+
+def _quarantines(held: Sequence[Quarantine], rows: Mapping[str, int] | None = None) -> None:
+    table = Table("id", "rows of", "columns", "why", *(["rows"] if rows is not None else []))
+    for each in held:
+        columns = escape(", ".join(each.columns)) or "[dim]all[/]"
+        counted = [f"{rows[each.id]:,}"] if rows is not None else []
+        table.add_row(each.id, str(each.window), columns, escape(each.reason), *counted)
+    out.print(table)
 
 
 def history(lines: Sequence[Mapping[str, Json]], *, as_json: bool) -> None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from homeostat.entries import Appended, Labelled, Refusal
 from homeostat.errors import ConflictError, EngineError, SchemaError
 from homeostat.infer import infer
-from homeostat.records import Appended, Labelled, Refusal, Window, utc
+from homeostat.records import Window, utc
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 
 if TYPE_CHECKING:

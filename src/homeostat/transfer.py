@@ -17,9 +17,9 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from homeostat.build import Project
+from homeostat.entries import Appended, Erased, Labelled
 from homeostat.errors import HomeostatError, SchemaError
 from homeostat.journal import shape
-from homeostat.records import Appended, Erased, Labelled
 from homeostat.rowfile import TableFile
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 

@@ -1,4 +1,4 @@
-"""The verbs that take files and data: adopt, score, labels, the journal, replay, the demo.
+"""The verbs that take files and data: adopt, score, labels, log, quarantine, replay, the demo.
 
 The command line registers them among its own; they take the same options, which stand here. Each
 gives what one room came to, as a line for people or a JSON document.
@@ -7,6 +7,7 @@ gives what one room came to, as a line for people or a JSON document.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,8 +15,9 @@ from typing import Annotated, Literal
 import typer
 
 from homeostat import screen
-from homeostat.build import load_project
+from homeostat.build import WallClock, load_project
 from homeostat.errors import HomeostatError
+from homeostat.records import Quarantine
 
 Folder = Annotated[
     Path, typer.Option("--project", "-p", help="The project's folder.", show_default=True)
@@ -158,6 +160,28 @@ def log_erase(
     screen.counts(counts, as_json=as_json)
     for left in project.journal.unfinished():
         screen.note(str(left))
+
+
+def quarantine(
+    release: Annotated[
+        list[str] | None, typer.Option("--release", help="Id to release; may be repeated.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Release all that are open.")] = False,
+    why: Annotated[str, typer.Option(help="Reason of a release, for the audit chain.")] = "",
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Served rows that neither train nor judge since their data was broken: list, release."""
+    from homeostat import quarantine as room
+
+    project = load_project(folder)
+    released: Sequence[Quarantine] = ()
+    if release or everything:
+        with project.locked():
+            ids = [each.id for each in room.held(project.audit.lines())] if everything else release
+            released = room.release(project.audit, ids or [], why, WallClock().now())
+    held = room.held(project.audit.lines())
+    screen.quarantined(project, held, released, as_json=as_json)
 
 
 def replay(

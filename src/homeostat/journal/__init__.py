@@ -17,6 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.contracts import Clock
+from homeostat.entries import (
+    Appended,
+    Committed,
+    Entry,
+    Erased,
+    Labelled,
+    Refusal,
+    Sealed,
+    Unfinished,
+)
 from homeostat.errors import ConflictError
 from homeostat.journal import join, jsonl, shape
 from homeostat.journal.disk import Ack, Disk, Lock, Mutex
@@ -27,19 +37,7 @@ from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
 from homeostat.journal.scan import FILED, View, numbered, upgraded
 from homeostat.journal.seal import Sealer
-from homeostat.records import (
-    Appended,
-    Committed,
-    Entry,
-    Erased,
-    Labelled,
-    Refusal,
-    Sealed,
-    TrainingRows,
-    Unfinished,
-    Window,
-    utc,
-)
+from homeostat.records import TrainingRows, Window, utc
 from homeostat.schema import SYSTEM, Schema
 
 __all__ = ["FileJournal"]

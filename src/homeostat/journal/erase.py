@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from homeostat.entries import Erased, Unfinished
 from homeostat.errors import JournalError
 from homeostat.journal import join, shape
 from homeostat.journal.history import DeltaLog
@@ -26,7 +27,7 @@ from homeostat.journal.labels import Labels
 from homeostat.journal.predictions import Predictions
 from homeostat.journal.scan import View
 from homeostat.journal.snapshot import Delta, home, unreadable
-from homeostat.records import Erased, TrainingRows, Unfinished, Window, utc
+from homeostat.records import TrainingRows, Window, utc
 from homeostat.schema import TIMESTAMP
 
 _SQL = {"string": "VARCHAR", "double": "DOUBLE", "bool": "BOOLEAN"}

@@ -15,9 +15,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
 
+from homeostat.entries import Refusal
 from homeostat.errors import JournalError
 from homeostat.journal.disk import Disk, Lock, failed, lines_end
-from homeostat.records import Json, Refusal, Window, utc
+from homeostat.records import Json, Window, utc
 
 LARGE = 1 << 20  # bytes; a file that is larger is folded
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.contracts import Clock
+from homeostat.entries import Labelled
 from homeostat.errors import JournalError
 from homeostat.journal import lines, shape
 from homeostat.journal.disk import Disk, Lock
@@ -25,7 +26,7 @@ from homeostat.journal.mark import NEVER, Mark
 from homeostat.journal.portion import LIMIT, Cut, Stretch, moved
 from homeostat.journal.shelf import Shelf, Shelved
 from homeostat.journal.tail import Consumer, Nothing, Portion, Tail, at_end
-from homeostat.records import Labelled, utc
+from homeostat.records import utc
 from homeostat.schema import TIMESTAMP
 
 _NAME = "labels"  # in the place of a fingerprint

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from homeostat.entries import Appended, Committed, Entry
 from homeostat.errors import ConflictError, JournalError
 from homeostat.journal import lines, shape
 from homeostat.journal.disk import Disk, Lock, Opened
@@ -26,7 +27,6 @@ from homeostat.journal.index import Index, located, same
 from homeostat.journal.portion import LIMIT, Cut, Stretch, moved
 from homeostat.journal.shelf import Shelf, Shelved
 from homeostat.journal.tail import Nothing, Portion, Tail, at_end
-from homeostat.records import Appended, Committed, Entry
 
 _NONE: frozenset[bytes] = frozenset()
 

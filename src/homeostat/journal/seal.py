@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat import files
+from homeostat.entries import Sealed
 from homeostat.errors import JournalError
 from homeostat.journal import join, shape
 from homeostat.journal.disk import failed
@@ -30,7 +31,7 @@ from homeostat.journal.predictions import Predictions
 from homeostat.journal.scan import FILED, View, numbered
 from homeostat.journal.snapshot import SLICE
 from homeostat.journal.tail import Portion
-from homeostat.records import Json, Sealed, utc
+from homeostat.records import Json, utc
 from homeostat.schema import SYSTEM, TIMESTAMP
 
 FORMAT = 1

@@ -7,169 +7,44 @@ other stages still say what they found.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import cached_property
-from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from homeostat import importance
 from homeostat.blocks import Kept
-from homeostat.contracts import Engine, Journal, Reporter
+from homeostat.contracts import Reporter
 from homeostat.errors import cause
 from homeostat.monitor import performance, quality, staleness
-from homeostat.monitor.drift import NOTHING, Drift, drift
+from homeostat.monitor.drift import Drift, drift
+from homeostat.monitor.form import formed
+from homeostat.monitor.scene import Found, Journalled, Scene, Subject
 from homeostat.monitor.shapes import shapes
-from homeostat.monitor.small import Past
 from homeostat.profile import PREDICTION, Profile
 from homeostat.records import (
     ColumnDrift,
     Evidence,
     Finding,
     Hurts,
-    Interval,
-    Json,
     Performance,
-    Release,
     Shape,
     Staleness,
     State,
     Window,
 )
-from homeostat.schema import Schema
-from homeostat.settings import Monitor, Settings
-
-T = TypeVar("T")
+from homeostat.settings import Monitor
 
 YEAR = timedelta(days=365.25)
 UNCALIBRATED = (
     "This is not calibrated: the reference has too few blocks to tell how this stream varies."
 )
 
-__all__ = ["Journalled", "Subject", "examine"]
+__all__ = ["Journalled", "Subject", "examine", "failed"]
 
-
-@dataclass(frozen=True)
-class Subject:
-    """What the monitor knows of the champion; all of it belongs to the release."""
-
-    release: str
-    schema: Schema
-    reference: Profile  # of the rows that the champion was fitted on
-    sample: pa.Table  # some of these rows, for Evidently
-    baseline: Interval | None  # its loss when it was judged
-    importance: Mapping[str, float] = field(default_factory=dict)  # empty: not known
-    cutoff: datetime | None = None  # it was fitted on rows before
-
-    @classmethod
-    def of(cls, champion: Release, held: Mapping[str, bytes]) -> Subject:
-        """From the objects `schema`, `reference` and `reference_sample` of a release, and
-        `importance` where it has one.
-        """
-        return cls(
-            release=champion.id,
-            schema=Schema.from_json(held["schema"]),
-            reference=Profile.from_bytes(held["reference"]),
-            sample=pq.read_table(io.BytesIO(held["reference_sample"])),
-            baseline=_baseline(champion),
-            importance=importance.read(held.get("importance")),
-            cutoff=champion.cutoff,
-        )
-
-
-def _baseline(champion: Release) -> Interval | None:
-    """The champion's loss on the rows that judged it."""
-    verdict = champion.manifest["gate"]
-    if verdict is None or verdict["challenger"] is None:
-        return None
-    return Interval(verdict["challenger"], None, None, verdict["rows"], verdict["blocks"])
-
-
-@dataclass(frozen=True, slots=True)
-class Journalled:
-    """What may be asked beyond the window; without `past`, or an engine, less is told."""
-
-    past: Past | None = None  # rows of another window, labelled or not
-    engine: Engine | None = None  # in whose child the twins of `staleness` are fitted
-    delay: timedelta = timedelta(0)  # after which nearly all labels of a row have come
-    seed: int = 0
-
-    @classmethod
-    def of(
-        cls, journal: Journal, as_of: datetime, chosen: Settings, engine: Engine | None
-    ) -> Journalled:
-        """What a journal knew at the time `as_of`."""
-
-        def past(window: Window, schema: Schema) -> Iterator[pa.Table]:
-            return journal.scan(window, as_of=as_of, schema=schema)
-
-        return cls(past, engine, chosen.labels.delay, chosen.project.seed)
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """One window, and the rules it is looked at by."""
-
-    subject: Subject
-    rows: pa.Table
-    window: Window
-    refused: Mapping[str, int]
-    settings: Monitor
-    mature_until: datetime
-    asked: Journalled
-    kept: Kept | None = None
-
-    @cached_property
-    def counted(self) -> tuple[Profile, Profile]:
-        """The profiles of the served rows, and of those that the champion itself predicted."""
-        if self.kept is None:
-            return self.profile(self.rows), self.profile(self.own)
-        subject, block = self.subject, self.settings.block
-        edges, model = subject.reference.output_edges, subject.release
-        return self.kept.profiles(
-            self.window, subject.schema, block=block, output_edges=edges, model=model
-        )
-
-    @property
-    def own(self) -> pa.Table:
-        """The rows that the champion itself predicted; after a swap there are others."""
-        mine = pc.equal(self.rows.column("model_version"), self.subject.release)
-        return self.rows.filter(mine)
-
-    def profile(self, rows: pa.Table) -> Profile:
-        edges = self.subject.reference.output_edges
-        schema, block = self.subject.schema, self.settings.block
-        return Profile.of(rows, schema, block=block, output_edges=edges)
-
-
-@dataclass(slots=True)
-class _Found:
-    """What the stages found; a failed stage leaves its field empty and its name in `failures`."""
-
-    findings: tuple[Finding, ...] = ()
-    evidently: Mapping[str, Json] = field(default_factory=dict)
-    drift: Drift = NOTHING
-    prediction: ColumnDrift | None = None
-    performance: Performance | None = None
-    shapes: tuple[Shape, ...] = ()
-    staleness: Staleness | None = None
-    failures: list[str] = field(default_factory=list)
-
-    def stage(self, name: str, run: Callable[[], T], otherwise: T) -> T:
-        try:
-            return run()
-        except Exception as error:  # noqa: BLE001 - fails closed: the verdict is then `failed`
-            self.failures.append(f"{name} failed: {cause(error)}")
-            return otherwise
-
-    @property
-    def broken(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.severity == "block")
+LACKING = frozenset({"row_volume", "row_gap", "stale_feed"})
+"""Checks that find too few rows, and so count in a window that has too few to compare."""
 
 
 def examine(
@@ -195,11 +70,14 @@ def examine(
     instead of from `rows`.
     """
     asked = asked or Journalled()
-    scene = _Scene(subject, rows, window, refused, settings, mature_until, asked, kept)
-    evidence = _untested(scene, last, now)
-    if rows.num_rows < settings.min_rows:
-        return _too_few(scene, evidence)
-    found = _look(scene, reporter)
+    scene = Scene(subject, rows, window, refused, settings, mature_until, asked, now, last, kept)
+    evidence, found = _untested(scene), Found()
+    unread: tuple[pa.Table, tuple[Finding, ...]] = (rows, ())
+    read, found.findings = found.stage("form", lambda: formed(rows, subject.schema), unread)
+    scene = replace(scene, rows=read)
+    if read.num_rows < settings.min_rows:
+        return _too_few(scene, evidence, found)
+    _look(scene, found, reporter)
     if settings.detector == "evidently":
         found.drift = replace(found.drift, columns=_by_evidently(found))
     evidence = replace(
@@ -219,8 +97,9 @@ def examine(
     return _weighed(evidence, found, settings)
 
 
-def _untested(scene: _Scene, last: Evidence | None, now: datetime) -> Evidence:
+def _untested(scene: Scene) -> Evidence:
     """What is known before anything is compared."""
+    last, now = scene.last, scene.now
     reference, least = scene.subject.reference, scene.settings.min_rows
     rows = scene.rows.num_rows
     return Evidence(
@@ -261,29 +140,25 @@ def failed(
     )
 
 
-def _too_few(scene: _Scene, evidence: Evidence) -> Evidence:
-    """A window may be nearly empty because nearly all of its rows were refused."""
-    found = _Found()
-    profile = found.stage("profile", lambda: scene.counted[0], None)
-    if profile is not None:
-        found.findings = found.stage("quality", lambda: _quality(scene, profile), ())
+def _too_few(scene: Scene, evidence: Evidence, found: Found) -> Evidence:
+    """A window may be nearly empty because nearly all of its rows were refused, or never came."""
+    _assess(scene, found)
     whole = tuple(finding for finding in found.findings if finding.column is None)
-    blocking = [f for f in whole if f.severity == "block"]
-    sent = evidence.rows + evidence.refused
+    enough = evidence.rows + evidence.refused >= scene.settings.min_rows
+    blocking = [f for f in whole if f.severity == "block" and (enough or f.check in LACKING)]
+    evidence = replace(evidence, findings=whole)
     if found.failures:
         return replace(evidence, state=State.FAILED, reason=_sentence(found.failures))
-    if blocking and sent >= scene.settings.min_rows:
-        broken = replace(evidence, state=State.BROKEN_DATA, findings=whole)
-        return replace(broken, reason=f"Broken data: {blocking[0].message}")
+    if blocking:
+        reason = f"Broken data: {blocking[0].message}"
+        return replace(evidence, state=State.BROKEN_DATA, reason=reason)
     return evidence
 
 
-def _look(scene: _Scene, reporter: Reporter) -> _Found:
+def _look(scene: Scene, found: Found, reporter: Reporter) -> None:
     """Every stage in its order, each in its own guard."""
-    found, subject = _Found(), scene.subject
-    profile = found.stage("profile", lambda: scene.counted[0], None)
-    if profile is not None:
-        found.findings = found.stage("quality", lambda: _quality(scene, profile), ())
+    subject = scene.subject
+    profile = _assess(scene, found)
     found.evidently = found.stage(
         "evidently", lambda: reporter.evidently(subject.sample, scene.rows, subject.schema), {}
     )
@@ -295,7 +170,6 @@ def _look(scene: _Scene, reporter: Reporter) -> _Found:
     found.prediction = found.stage("prediction drift", lambda: _prediction_drift(scene), None)
     found.performance = found.stage("performance", lambda: _performance(scene), None)
     found.staleness = found.stage("staleness", lambda: _staleness(scene), None)
-    return found
 
 
 def _shapes(subject: Subject, profile: Profile) -> tuple[Shape, ...]:
@@ -306,7 +180,7 @@ def _shapes(subject: Subject, profile: Profile) -> tuple[Shape, ...]:
         return ()
 
 
-def _by_evidently(found: _Found) -> tuple[ColumnDrift, ...]:
+def _by_evidently(found: Found) -> tuple[ColumnDrift, ...]:
     """Our columns with Evidently's word for whether they drifted; what it left out did not."""
     told = found.evidently.get("columns")
     if told is None:
@@ -317,23 +191,45 @@ def _by_evidently(found: _Found) -> tuple[ColumnDrift, ...]:
     )
 
 
-def _quality(scene: _Scene, profile: Profile) -> tuple[Finding, ...]:
-    return quality.quality(scene.subject.reference, profile, scene.window, scene.refused)
+def _assess(scene: Scene, found: Found) -> Profile | None:
+    """The window's profile, and what its quality adds to the findings about its form."""
+    profile = found.stage("profile", lambda: scene.counted[0], None)
+    if profile is not None:
+        none: tuple[Finding, ...] = ()
+        found.findings += found.stage("quality", lambda: _quality(scene, profile, found), none)
+    return profile
 
 
-def _drift(scene: _Scene, profile: Profile, columns: list[str]) -> Drift:
+def _quality(scene: Scene, profile: Profile, found: Found) -> tuple[Finding, ...]:
+    subject = scene.subject
+    case = quality.Case(
+        schema=subject.schema,
+        reference=subject.reference,
+        traits=subject.traits,
+        rows=scene.rows,
+        current=profile,
+        window=scene.window,
+        refused=scene.refused,
+        now=scene.now,
+        last=scene.last,
+        known=frozenset(finding.column for finding in found.broken),
+    )
+    return quality.quality(case)
+
+
+def _drift(scene: Scene, profile: Profile, columns: list[str]) -> Drift:
     alpha, least = scene.settings.alpha, scene.settings.min_effect
     return drift(scene.subject.reference, profile, alpha=alpha, min_effect=least, columns=columns)
 
 
-def _false_alarms(scene: _Scene, found: Drift) -> float | None:
+def _false_alarms(scene: Scene, found: Drift) -> float | None:
     """To be expected in a year of disjoint windows in which nothing changes."""
     if not found.calibrated:
         return None
     return scene.settings.alpha * (YEAR / scene.window.length)
 
 
-def _prediction_drift(scene: _Scene) -> ColumnDrift | None:
+def _prediction_drift(scene: Scene) -> ColumnDrift | None:
     """Of the champion's own predictions only; None where there are too few of them."""
     own = scene.own
     if own.num_rows < scene.settings.min_rows:
@@ -341,7 +237,7 @@ def _prediction_drift(scene: _Scene) -> ColumnDrift | None:
     return next(iter(_drift(scene, scene.counted[1], [PREDICTION]).columns), None)
 
 
-def _performance(scene: _Scene) -> Performance:
+def _performance(scene: Scene) -> Performance:
     subject, settings, asked = scene.subject, scene.settings, scene.asked
     scope = performance.Scope(
         release=subject.release,
@@ -359,7 +255,7 @@ def _performance(scene: _Scene) -> Performance:
     return performance.performance(scene.rows, subject.schema, scope)
 
 
-def _staleness(scene: _Scene) -> Staleness | None:
+def _staleness(scene: Scene) -> Staleness | None:
     """None where it is switched off, or nothing may be asked."""
     subject, settings, asked = scene.subject, scene.settings, scene.asked
     if not settings.staleness or asked.past is None or asked.engine is None:
@@ -380,7 +276,7 @@ def _staleness(scene: _Scene) -> Staleness | None:
     return staleness.staleness(asked.past, subject.schema, twins, asked.engine)
 
 
-def _weighed(evidence: Evidence, found: _Found, settings: Monitor) -> Evidence:
+def _weighed(evidence: Evidence, found: Found, settings: Monitor) -> Evidence:
     """The verdict: failed before broken, broken before drift."""
     if settings.detector == "evidently" and "dataset_drift" not in found.evidently:
         error = found.evidently.get("error", "it gave no verdict")
@@ -410,7 +306,7 @@ def _weighed(evidence: Evidence, found: _Found, settings: Monitor) -> Evidence:
     )
 
 
-def _reason(evidence: Evidence, found: _Found, settings: Monitor) -> str:
+def _reason(evidence: Evidence, found: Found, settings: Monitor) -> str:
     if settings.detector == "evidently":
         share = found.evidently.get("drifted_share", 0.0)
         return f"Evidently calls {share:.0%} of the columns drifted, on {evidence.rows} rows."

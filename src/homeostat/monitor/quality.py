@@ -1,155 +1,260 @@
 """Quality: whether a window's data can be trusted at all, before anything is said about drift.
 
-Takes the profiles of reference and window, and how many rows the server refused. Gives findings:
+Takes the window's rows, profile and refusals, and the champion's reference. Gives findings:
 `block` where a column or the window is broken, `warn` where someone should look. What the
 reference itself went through in any stretch as long as the window is never called broken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy import special
 
-from homeostat.profile import Column, Profile
-from homeostat.records import Finding, Window
+from homeostat.monitor.values import SIGNIFICANCE, Sight, gravest, most, runs, tail
+from homeostat.profile import EPOCH, MICROSECOND, Profile
+from homeostat.records import Evidence, Finding, State, Window
+from homeostat.schema import Feature, Schema
+from homeostat.traits import Traits, reach_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Counts: TypeAlias = NDArray[np.int64]
 
-NULL_BLOCK = 0.5  # rise of the null share above the most that the reference saw
-NULL_WARN = 0.1
-UNSEEN_BLOCK = 0.5  # the same for levels that training never saw
-UNSEEN_WARN = 0.05
 REFUSED_BLOCK = 0.5  # share of all rows sent that the server refused
 REFUSED_WARN = 0.05
-VOLUME_WARN = 0.1  # rows per block, as a share of the reference's
-CONSTANT_SHARE = 0.9  # a column is no constant to begin with below this share of one value
-SIGNIFICANCE = 1e-3  # what is found in a column must be rarer than this by chance of its rows
+REFUSED_NAMED = 3  # reasons that the message tells
+VOLUME = 0.1  # rows, as a share of what there used to be
+REPEATED_BLOCK = 0.2  # rise of the share of rows that repeat another one of the window
+REPEATED_WARN = 0.1
+DOUBLED_BLOCK = 0.01  # share of rows whose id another one has; any such row warns
+GAPS = 2.0  # how many times the longest gap of the reference a feed may be silent
 
 
-def quality(
-    reference: Profile, current: Profile, window: Window, refused: Mapping[str, int]
-) -> tuple[Finding, ...]:
-    """The findings of one window: those about all of it first, then by column.
+@dataclass(frozen=True)
+class Case:
+    """One window, and what it is held against."""
 
-    `current` holds the rows of `window`; `refused` counts refused rows by reason.
-    """
-    whole = (_refused(current.rows, refused), _volume(reference, current, window))
-    columns = (
-        _column(column, before, current.column(column.name)[1])
-        for column, before in zip(reference.columns, reference.counts, strict=True)
-        if column.kind != "prediction"
+    schema: Schema
+    reference: Profile
+    traits: Traits | None  # of the reference; None in releases made before there were any
+    rows: pa.Table  # of the window, features in the schema's types
+    current: Profile  # of `rows`
+    window: Window
+    refused: Mapping[str, int]  # refused rows by reason
+    now: datetime
+    last: Evidence | None  # of the look before
+    known: frozenset[str | None] = frozenset()  # columns of which something worse was found already
+
+    @property
+    def length(self) -> int:
+        """Blocks of the window."""
+        return max(-(-self.window.length // self.current.block), 1)
+
+    @cached_property
+    def own(self) -> Traits:
+        return Traits.of(self.rows, self.schema, block=self.current.block)
+
+
+def quality(case: Case) -> tuple[Finding, ...]:
+    """The findings of one window: those about all of it first, then one by column at most."""
+    columns = [found for sight in _sights(case) if (found := gravest(sight)) is not None]
+    whole = (
+        _refused(case),
+        _volume(case),
+        _gap(case),
+        _stale(case),
+        _doubled(case),
+        _repeated(case, columns),
+        _early(case),
     )
-    return tuple(finding for finding in (*whole, *columns) if finding is not None)
+    return (*(finding for finding in whole if finding is not None), *columns)
 
 
-def _refused(rows: int, refused: Mapping[str, int]) -> Finding | None:
-    count = sum(refused.values())
-    share = count / max(count + rows, 1)
+def _sights(case: Case) -> Iterator[Sight]:
+    for feature in case.schema.features:
+        if feature.name in case.known:
+            continue
+        column, before = case.reference.column(feature.name)
+        yield Sight(
+            feature,
+            column,
+            before,
+            case.current.column(feature.name)[1],
+            case.length,
+            _values(case.rows, feature),
+            case.traits.numbers.get(feature.name) if case.traits else None,
+            case.traits.sizes if case.traits else np.empty(0, dtype=np.int64),
+            case.own.numbers.get(feature.name),
+        )
+
+
+def _values(rows: pa.Table, feature: Feature) -> NDArray[np.float64]:
+    if feature.kind != "number" or feature.name not in rows.column_names:
+        return np.empty(0)
+    return np.asarray(rows.column(feature.name).cast(pa.float64()).to_numpy())
+
+
+def _refused(case: Case) -> Finding | None:
+    count = sum(case.refused.values())
+    sent = max(count + case.current.rows, 1)
+    share = count / sent
     if share <= REFUSED_WARN:
         return None
-    main = max(refused, key=lambda reason: (refused[reason], reason))
+    ranked = sorted(case.refused.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{why!r} {n / sent:.0%}" for why, n in ranked[:REFUSED_NAMED] if n)
     return Finding(
         "refused_rows",
         "block" if share > REFUSED_BLOCK else "warn",
         None,
         share,
         REFUSED_BLOCK if share > REFUSED_BLOCK else REFUSED_WARN,
-        f"{share:.0%} of the rows sent were refused, most of them for {main!r}.",
+        f"{share:.0%} of the rows sent were refused: {named}.",
     )
 
 
-def _volume(reference: Profile, current: Profile, window: Window) -> Finding | None:
-    if not len(reference.blocks):
+def _volume(case: Case) -> Finding | None:
+    """Rows of the window: a collapse since the last look blocks. Beside the reference it warns
+    only: the traffic of training is not always that of serving.
+    """
+    rows, last = case.current.rows, case.last
+    if last is not None and last.state in (State.STABLE, State.DRIFT):
+        times = case.window.length / max(last.window.length, MICROSECOND)
+        limit = VOLUME * last.rows * times
+        if rows < limit and _poisson(rows, last.rows * times) < SIGNIFICANCE:
+            message = f"The window holds {rows:,} rows, that of the last look held {last.rows:,}."
+            return Finding("row_volume", "block", None, rows, limit, message)
+    sizes = _dense(case.reference.blocks, case.reference.sizes)
+    if not len(sizes):
         return None
-    usual = reference.rows / len(reference.blocks)
-    # The traffic of training is not always that of serving: a collapse is worth a look, no more.
-    share = current.rows / max(window.length / current.block, 1.0) / usual
-    if share >= VOLUME_WARN:
+    usual = int(runs(sizes, case.length).min()) * case.length / min(case.length, len(sizes))
+    if rows >= VOLUME * usual:
         return None
-    message = f"The window holds {share:.1%} of the rows that the reference holds in such a time."
-    return Finding("row_volume", "warn", None, share, VOLUME_WARN, message)
+    share = rows / usual
+    message = f"The window holds {share:.1%} of the rows that the reference held at the least."
+    return Finding("row_volume", "warn", None, rows, VOLUME * usual, message)
 
 
-def _column(column: Column, before: Counts, after: Counts) -> Finding | None:
-    """The gravest finding about one column; the others would only be its echo."""
-    rows, length = int(after.sum()), len(after)
-    if not rows or not before.sum():
+def _gap(case: Case) -> Finding | None:
+    """A block nearly without rows among others that are full, as no stretch of the reference
+    has one. The first block with rows and the last of the window may be cut, and do not count.
+    """
+    sizes = _dense(case.current.blocks, case.current.sizes)[1:]
+    last = (case.window.end - MICROSECOND - EPOCH) // case.current.block
+    if len(sizes) and int(case.current.blocks[-1]) == last:
+        sizes = sizes[:-1]
+    usual = _dense(case.reference.blocks, case.reference.sizes)
+    if len(sizes) < 3 or len(usual) < 2 * len(sizes):
         return None
-    null = after[:, -1].sum()
-    usual = _most(before, -1, length)
-    if null == rows:
-        if usual**rows > SIGNIFICANCE:
-            return None
-        message = f"{column.name!r} is null throughout; the reference held values."
-        return Finding("empty_column", "block", column.name, 1.0, usual, message)
-    return (
-        _spike("null_spike", column, int(null), rows, usual)
-        or _unseen(column, before, after)
-        or _constant(column, before, after)
-    )
-
-
-def _unseen(column: Column, before: Counts, after: Counts) -> Finding | None:
-    if column.kind != "category":
+    middle, least = float(np.median(sizes)), int(sizes.min())
+    stretches = np.lib.stride_tricks.sliding_window_view(usual, len(sizes))
+    middles = np.median(stretches, axis=1)
+    shares = stretches.min(axis=1)[middles > 0] / middles[middles > 0]
+    limit = middle * min(VOLUME, float(shares.min(initial=1.0)))
+    if least >= limit or len(sizes) * _poisson(least, middle) > SIGNIFICANCE:
         return None
-    usual = _most(before, -2, len(after))
-    return _spike("unseen_levels", column, int(after[:, -2].sum()), int(after.sum()), usual)
+    message = f"A block of the window holds {least:,} rows, the middle one {middle:,.0f}."
+    return Finding("row_gap", "block", None, least, limit, message)
 
 
-SPIKES = {
-    "null_spike": (NULL_BLOCK, NULL_WARN, "null"),
-    "unseen_levels": (UNSEEN_BLOCK, UNSEEN_WARN, "a level that training never saw"),
-}
-
-
-def _spike(check: str, column: Column, count: int, rows: int, usual: float) -> Finding | None:
-    """`count` of `rows` are null or unseen, where the reference had at most the share `usual`."""
-    block, warn, what = SPIKES[check]
-    share = count / rows
-    rise = share - usual
-    if rise <= warn or _tail(count, rows, usual) > SIGNIFICANCE:
+def _stale(case: Case) -> Finding | None:
+    """Nothing has come for longer than the reference ever paused; it blocks where nothing came
+    for more than a whole window.
+    """
+    if not case.rows.num_rows or not len(case.reference.blocks):
         return None
+    times = [case.rows.column("occurred_at")]
+    if "recorded_at" in case.rows.column_names:
+        times.append(case.rows.column("recorded_at"))
+    newest = max(moment for column in times if (moment := pc.max(column).as_py()) is not None)
+    paused = int(np.diff(case.reference.blocks).max(initial=1)) * case.current.block
+    age, limit = case.now - newest, max(GAPS * paused, timedelta(0))
+    if age <= limit:
+        return None
+    severe = age > limit + case.window.length
+    if severe:
+        limit += case.window.length
+    days = age / timedelta(days=1)
+    message = f"The newest row came {days:,.1f} days ago; the reference never paused that long."
     return Finding(
-        check,
-        "block" if rise > block else "warn",
-        column.name,
-        share,
-        usual + (block if rise > block else warn),
-        f"{column.name!r} is {what} in {share:.0%} of the rows, {usual:.0%} at most before.",
+        "stale_feed",
+        "block" if severe else "warn",
+        None,
+        age.total_seconds(),
+        limit.total_seconds(),
+        message,
     )
 
 
-def _constant(column: Column, before: Counts, after: Counts) -> Finding | None:
-    values = after[:, :-1].sum(axis=0)
-    place = int(values.argmax())
-    rows = int(values.sum())
-    if int(values[place]) != rows or (column.ordered and place in (0, len(values) - 1)):
-        # The outer bins are open: what lies in one may differ by any amount.
+def _doubled(case: Case) -> Finding | None:
+    if "prediction_id" not in case.rows.column_names or not case.rows.num_rows:
         return None
-    usual = _most(before[:, :-1], place, len(after))
-    if usual > CONSTANT_SHARE or usual**rows > SIGNIFICANCE:
+    ids = case.rows.column("prediction_id")
+    share = 1 - int(pc.count_distinct(ids, mode="all").as_py()) / len(ids)
+    if not share:
         return None
-    what = "one range" if column.ordered else "one level"
-    message = f"{column.name!r} holds {what} only, at most {usual:.0%} of the rows before."
-    return Finding("constant_column", "warn", column.name, 1.0, CONSTANT_SHARE, message)
+    severe = share > DOUBLED_BLOCK
+    message = f"{share:.1%} of the rows have an id that another row has."
+    limit = DOUBLED_BLOCK if severe else 0.0
+    return Finding("duplicated_ids", "block" if severe else "warn", None, share, limit, message)
 
 
-def _most(counts: Counts, cell: int, length: int) -> float:
-    """The largest share of one cell in any run of `length` blocks of the reference."""
-    runs = min(length, len(counts))
-    sums = np.cumsum(np.vstack([np.zeros_like(counts[:1]), counts]), axis=0)
-    stretches = sums[runs:] - sums[:-runs]
-    sizes = stretches.sum(axis=1)
-    held = sizes > 0
-    return float((stretches[held, cell] / sizes[held]).max()) if held.any() else 0.0
+def _repeated(case: Case, columns: Sequence[Finding]) -> Finding | None:
+    """Rows that are equal in all features to one before them in the window.
+
+    Where a column is lost, rows that it told apart are equal by that, which is no fault of theirs.
+    """
+    usual, rows = case.traits, case.current.rows
+    lost = any(case.known) or any(finding.check != "stuck_values" for finding in columns)
+    if usual is None or not rows or lost:
+        return None
+    count = int(case.own.repeats.sum())
+    within = usual.repeats[:, : reach_of(case.length - 1) + 1].sum(axis=1)
+    before = most(within, usual.sizes, case.length)
+    rise = count / rows - before
+    if rise <= REPEATED_WARN or tail(count, rows, before) > SIGNIFICANCE:
+        return None
+    limit = REPEATED_BLOCK if rise > REPEATED_BLOCK else REPEATED_WARN
+    return Finding(
+        "repeated_rows",
+        "block" if rise > REPEATED_BLOCK else "warn",
+        None,
+        count / rows,
+        before + limit,
+        f"{count / rows:.0%} of the rows repeat another one in all features, {before:.0%} at most "
+        "before.",
+    )
 
 
-def _tail(count: int, rows: int, share: float) -> float:
-    """P(X ≥ count) of a binomial variable, rows independent."""
-    return float(special.bdtrc(count - 1, rows, share)) if count else 1.0
+def _early(case: Case) -> Finding | None:
+    """The window ends before the first row that the champion was fitted on."""
+    if not len(case.reference.blocks):
+        return None
+    first = EPOCH + int(case.reference.blocks[0]) * case.reference.block
+    if case.window.end > first:
+        return None
+    days = (first - case.window.end) / timedelta(days=1)
+    message = "The window lies before all rows of the reference: it is compared with its future."
+    return Finding("window_before_reference", "warn", None, days, 0.0, message)
+
+
+def _dense(blocks: Counts, sizes: Counts) -> Counts:
+    """The rows of every block from the first to the last, those without any too."""
+    if not len(blocks):
+        return sizes
+    dense = np.zeros(int(blocks[-1] - blocks[0]) + 1, dtype=np.int64)
+    dense[blocks - blocks[0]] = sizes
+    return dense
+
+
+def _poisson(count: int, mean: float) -> float:
+    """P(X ≤ count) of a Poisson variable."""
+    return float(special.pdtr(count, mean)) if mean > 0 else 1.0

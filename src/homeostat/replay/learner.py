@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.contracts import Engine, Trainer
+from homeostat.entries import Refusal
 from homeostat.errors import TrainingError
-from homeostat.records import Candidate, Refusal
+from homeostat.records import Candidate
 from homeostat.rowhash import frame_hash
 from homeostat.schema import SYSTEM, Schema
 from homeostat.scoring import losses, outputs
