@@ -43,6 +43,7 @@ DAY = timedelta(days=1)
 TRAINED, REFERENCE = 0.3, 0.5  # shares of the rows, by time, before which they are that
 MATURE = 0.95  # share of the labels that has come at the delay
 LEAST = 30  # rows of a window
+WIDTH = 110  # below which the table folds
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,7 @@ def show(rows: Sequence[dict], console: Console) -> None:
         other = "–" if row["nannyml"] is None else f"{row['nannyml']:.4f}"
         cells = (f"{row['homeostat']:.4f}", other, f"{row['reference']:.4f}", nearer(row))
         table.add_row(row["stream"], row["metric"], str(row["windows"]), *cells)
+    console.width = max(console.width, WIDTH)
     console.print(table)
 
 
