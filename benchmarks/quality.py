@@ -128,7 +128,7 @@ def scene(source: Stream, end: int, seed: int) -> Scene:
         Profile.of(reference, schema, block=DAY),
         reference.slice(0, 100),
         None,
-        Traits.of(reference, schema, block=DAY),
+        traits=Traits.of(reference, schema, block=DAY),
     )
     window = Window(*(datetime.fromtimestamp(d * 86_400, UTC) for d in (start, end)))
     before = Window(window.start - DAY * LENGTH, window.start)

@@ -52,7 +52,7 @@ SUBJECT = Subject(
     Profile.of(OLD, SCHEMA, block=DAY),
     OLD.slice(0, 100),
     None,
-    Traits.of(OLD, SCHEMA, block=DAY),
+    traits=Traits.of(OLD, SCHEMA, block=DAY),
 )
 
 

@@ -78,7 +78,7 @@ class Scene:
             Profile.of(self.reference, schema, block=DAY),
             self.reference.slice(0, 100),
             None,
-            Traits.of(self.reference, schema, block=DAY),
+            traits=Traits.of(self.reference, schema, block=DAY),
         )
         self.last = None
         before = Window(WINDOW.start - WEEK * DAY, WINDOW.start)
