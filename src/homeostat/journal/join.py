@@ -35,12 +35,15 @@ ARRIVALS = pa.schema(
 
 
 def arrivals(labels: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
-    """`LABELS` in the order in which they came, with what tells that order to who mixes them.
+    """`SENT`, or `LABELS` in the order in which they came, as `ARRIVALS`.
 
     `numbers`, shape (rows,), rise from label to label.
     """
-    arrived = np.maximum.accumulate(_micros(labels, "recorded_at"))
-    columns = [*labels.columns, pa.array(arrived).cast(TIMESTAMP), pa.array(numbers)]
+    if "arrived_at" in labels.column_names:
+        arrived = labels.column("arrived_at")
+    else:
+        arrived = pa.array(np.maximum.accumulate(_micros(labels, "recorded_at"))).cast(TIMESTAMP)
+    columns = [*labels.select(LABELS.names).columns, arrived, pa.array(numbers)]
     return pa.table(columns, schema=ARRIVALS)
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.contracts import Clock
 from homeostat.entries import Labelled
 from homeostat.errors import JournalError
-from homeostat.journal import lines, shape
-from homeostat.journal.disk import Disk, Lock
+from homeostat.journal import join, lines, shape
+from homeostat.journal.disk import Disk, Lock, failed
 from homeostat.journal.lines import Places
 from homeostat.journal.mark import NEVER, Mark
 from homeostat.journal.portion import LIMIT, Cut, Stretch, moved
@@ -30,7 +31,6 @@ from homeostat.records import utc
 from homeostat.schema import TIMESTAMP
 
 _NAME = "labels"  # in the place of a fingerprint
-_PATIENCE = timedelta(days=1)  # a clock further behind is right, and was wrong before
 
 
 class Last:
@@ -47,7 +47,7 @@ class Last:
 
     def add(self, data: bytes, ends: Places, offset: int) -> None:
         starts = (offset + end for end in [0, *ends[:-1].tolist()])
-        rows = lines.decode(data, shape.LABELS)
+        rows = lines.decode(data, shape.SENT)
         self.latest = max(self.latest, _latest(rows))
         pairs = _pairs(rows)
         self.texts.update(
@@ -60,14 +60,33 @@ class Last:
 
 
 def _latest(rows: pa.Table) -> datetime:
-    """When the last of one or more labels was recorded."""
-    return utc(pc.max(rows.column("recorded_at")).as_py())
+    """When the last of one or more labels arrived."""
+    return utc(pc.max(rows.column("arrived_at")).as_py())
 
 
-def _recorded(labels: pa.Table, moment: datetime) -> pa.Table:
-    place = shape.LABELS.get_field_index("recorded_at")
+def _stamped(labels: pa.Table, moment: datetime) -> pa.Table:
+    now = pa.scalar(moment, TIMESTAMP)
+    if "recorded_at" in labels.column_names:
+        labels = labels.drop_columns("recorded_at")
+    table = shape.labels(labels.append_column("recorded_at", pa.repeat(now, labels.num_rows)))
+    for name in ("prediction_id", "label"):
+        if table.column(name).null_count:
+            raise JournalError(f"{name!r} must be given for every label.")
+    place = shape.LABELS.get_field_index("labelled_at")
+    times = pc.fill_null(table.column(place), now)
+    return table.set_column(place, shape.LABELS.field(place), times)
+
+
+def _arrived(labels: pa.Table, moment: datetime) -> pa.Table:
+    """`LABELS` as `SENT`, all of one time."""
     times = pa.repeat(pa.scalar(moment, TIMESTAMP), labels.num_rows)
-    return labels.set_column(place, shape.LABELS.field(place), times)
+    return labels.append_column(shape.SENT.field("arrived_at"), times)
+
+
+def _ordered(labels: pa.Table) -> pa.Table:
+    """Labels of an earlier version, in the order in which they came, as `SENT`."""
+    table = join.arrivals(labels, np.arange(labels.num_rows))
+    return table.select(shape.SENT.names)
 
 
 def _pairs(table: pa.Table) -> Iterator[tuple[bytes, bytes]]:
@@ -96,13 +115,13 @@ class Labels:
 
     def append(self, labels: pa.Table) -> Labelled:
         """See `contracts.Journal.label`."""
-        table = self._stamped(labels)
+        now = utc(self._clock.now())
+        given = _stamped(labels, now)
         self._disk.trusted()
         with self._caught_up():
-            latest = max(self._last.latest, self._mark.read())
-            if table.num_rows and timedelta() < latest - _latest(table) <= _PATIENCE:
-                table = _recorded(table, latest)
-            records = list(lines.Encoder(shape.LABELS).of(table))
+            moment = max(now, self._last.latest, self._mark.read())
+            table = _arrived(given, moment)
+            records = list(lines.Encoder(shape.SENT).of(table))
             rows, news, changed = self._news(table)
             tail, sizes = self._written, [len(records[row]) for row in rows]
             if rows:
@@ -113,7 +132,7 @@ class Labels:
                     (key, (offsets[row], text)) for key, (row, text) in news.items()
                 )
                 tail.appended(len(data))
-                self._last.latest = max(self._last.latest, _latest(table))
+                self._last.latest = moment
             opened, end = tail.file, tail.end
         # What is repeated may be another worker's, who has not flushed it yet.
         if table.num_rows:
@@ -127,7 +146,7 @@ class Labels:
 
     def shelved(self) -> Shelved:
         """All versions, in order of arrival. For one thread at a time."""
-        if not self._path.exists():
+        if not self._there():
             return self._shelf().shelved()
         step = self._step(lambda: self._read)
         with at_end(self._lock, step, shared=True, between=self._settle):
@@ -136,8 +155,8 @@ class Labels:
         return self._rows.shelved()
 
     def follow(self, moment: datetime) -> None:
-        """Let no label count as recorded before `moment` from now on, if the clock is set back by
-        less than a day: what goes into history came before what follows.
+        """Let no label count as arrived before `moment` from now on, whatever the clock says: what
+        goes into history came before what follows.
         """
         with self._lock.held():
             if moment > self._mark.read():
@@ -151,7 +170,9 @@ class Labels:
 
     def cut(self, portion: Portion, keep: pa.Table | None = None) -> bool:
         """See `Predictions.cut`."""
-        kept = lines.encode(shape.cast(keep, shape.LABELS)) if keep is not None else b""
+        if keep is not None and "arrived_at" not in keep.column_names:
+            keep = _ordered(keep)
+        kept = lines.encode(shape.cast(keep, shape.SENT)) if keep is not None else b""
         with self._cutting.held():
             front = self._stretch()
             if front is None or portion.fingerprint != _NAME or not front.begins_with(portion):
@@ -185,14 +206,14 @@ class Labels:
         self._last, self._rows = Last(), self._shelf()
         self._written = self._tail(self._last, os.O_RDWR | os.O_APPEND)
         self._read = self._tail(self._rows, os.O_RDONLY)
-        self._front = self._tail(Nothing(shape.LABELS), os.O_RDONLY)
+        self._front = self._tail(Nothing(shape.SENT), os.O_RDONLY)
 
     def _shelf(self) -> Shelf:
-        return Shelf(shape.LABELS, self._path.parent, ordered=False)
+        return Shelf(shape.SENT, self._path.parent, ordered=False)
 
     def _tail(self, consumer: Consumer, flags: int) -> Tail:
         cuts = self._path.with_suffix(".cuts.json")
-        return Tail(self._path, shape.LABELS, consumer, flags=flags, cuts=cuts)
+        return Tail(self._path, shape.SENT, consumer, flags=flags, cuts=cuts)
 
     def _step(self, tail: Callable[[], Tail]) -> Callable[[], bool]:
         """Reads a piece of one of our tails, for who holds the lock."""
@@ -207,7 +228,7 @@ class Labels:
         return step
 
     def _stretch(self) -> Stretch | None:
-        if not self._path.exists():
+        if not self._there():
             return None
         with at_end(self._lock, self._step(lambda: self._front), shared=True):
             return Stretch.of(self._front)
@@ -224,21 +245,46 @@ class Labels:
             yield
 
     def _made(self) -> bool:
-        if self._written.state() is None and not self._path.exists():
-            self._disk.replace(self._path, lines.header(shape.LABELS))
+        if self._written.state() is None:
+            self._upgrade()
+            if not self._path.exists():
+                self._disk.replace(self._path, lines.header(shape.SENT))
         return self._step(lambda: self._written)()
 
-    def _stamped(self, labels: pa.Table) -> pa.Table:
-        now = pa.scalar(self._clock.now(), TIMESTAMP)
-        if "recorded_at" in labels.column_names:
-            labels = labels.drop_columns("recorded_at")
-        table = shape.labels(labels.append_column("recorded_at", pa.repeat(now, labels.num_rows)))
-        for name in ("prediction_id", "label"):
-            if table.column(name).null_count:
-                raise JournalError(f"{name!r} must be given for every label.")
-        place = shape.LABELS.get_field_index("labelled_at")
-        times = pc.fill_null(table.column(place), now)
-        return table.set_column(place, shape.LABELS.field(place), times)
+    def _there(self) -> bool:
+        """Whether there is a file, which is then one of this version."""
+        if not self._path.exists():
+            return False
+        if self._read.state() is None and self._old() is not None:
+            with self._lock.held():
+                self._upgrade()
+        return True
+
+    def _old(self) -> bytes | None:
+        """What the file holds if an earlier version wrote it, without its header."""
+        header = lines.header(shape.LABELS)
+        try:
+            with self._path.open("rb") as file:
+                return file.read() if file.read(len(header)) == header else None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise failed("read", self._path, error) from error
+
+    def _upgrade(self) -> None:
+        """Write the file of an earlier version anew, under the lock, with the order of arrival."""
+        data = self._old()
+        if data is None:
+            return
+        ends = lines.ends(data)
+        whole = int(ends[-1]) if len(ends) else 0
+        try:
+            rows = _ordered(lines.decode(data[:whole], shape.LABELS))
+        except pa.ArrowInvalid:
+            raise self._written.misfit() from None
+        self._disk.replace(self._path, lines.header(shape.SENT) + lines.encode(rows))
+        if whole < len(data):
+            self._torn(self._path, len(data) - whole)
 
     def _news(self, table: pa.Table) -> tuple[list[int], dict[bytes, tuple[int, bytes]], int]:
         """Positions of what is new, the last of them by id, and how many replace another."""

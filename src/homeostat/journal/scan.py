@@ -139,7 +139,7 @@ class View:
         """The labels of the tail of these ids, as `ARRIVALS`."""
         sent = self.sent.having(ids, self.sent.schema.names)
         offsets = np.asarray(sent.columns[-1].to_numpy(), dtype=np.int64)
-        return join.arrivals(sent.select(LABELS.names), join.NEWEST + offsets)
+        return join.arrivals(sent, join.NEWEST + offsets)
 
 
 def numbered(number: int) -> int:

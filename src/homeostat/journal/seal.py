@@ -108,7 +108,7 @@ class Sealer:
         waiting = table.filter(pc.and_(pc.invert(known), recent))
         if waiting.num_rows == table.num_rows:
             return Sealed()
-        self.labels.follow(utc(pc.max(table.column("recorded_at")).as_py()))
+        self.labels.follow(utc(pc.max(table.column("arrived_at")).as_py()))
         numbers = numbered(filed.number + 1) + np.arange(table.num_rows)
         arrived = join.arrivals(table, numbers)
         arrived = arrived.append_column(FILED.field("occurred_at"), occurred)

@@ -26,6 +26,9 @@ LABELS = pa.schema(
         ("recorded_at", TIMESTAMP),
     ]
 )
+SENT = LABELS.append(pa.field("arrived_at", TIMESTAMP))
+"""Labels as they lie in the tail. `arrived_at` is `recorded_at`, but never earlier than that of a
+label before, sent or imported: it tells the order should the clock have been set back."""
 _KINDS = {"double": "number", "string": "category", "bool": "boolean"}
 _TYPES = {str(kind): kind for kind in (pa.string(), pa.float64(), pa.bool_(), TIMESTAMP)}
 _NEEDED = ("prediction_id", "occurred_at", "recorded_at")
