@@ -7,6 +7,7 @@ the same for the same findings and version of matplotlib.
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 SHAPES = 6  # columns whose distributions are drawn
 HEAT = 16  # columns of the heat map
+WIDE = 115  # signs of a line of the headline
 LONGEST = 28  # characters of a name
 INK, FAINT, BEFORE, AFTER = "#1b2430", "#5b6675", "#9db2c9", "#c2410c"
 CALM, ALARM = (37, 99, 168), (198, 40, 40)  # red, green, blue
@@ -69,9 +71,9 @@ def plot(found: Mapping[str, Any]) -> bytes:
 
 
 def _headline(found: Mapping[str, Any]) -> str:
-    said = f"{found['title']}: {found['reason']}"
-    said = said if len(said) <= 150 else f"{said[:149]}…"
-    return f"{_plain(said)}\nRelease {found['release']}, looked at on {found['created']} UTC"
+    said = _plain(f"{found['title']}: {found['reason']}")
+    said = textwrap.fill(said, WIDE, max_lines=2, placeholder=" …", break_on_hyphens=False)
+    return f"{said}\nRelease {found['release']}, looked at on {found['created']} UTC"
 
 
 def _shape(axes: Axes, row: Mapping[str, Any]) -> None:
