@@ -121,9 +121,7 @@ def test_the_false_alarms_to_be_expected_are_told_where_they_are_known():
     day = replace(SUBJECT, reference=Profile.of(rows(900, seed=3).slice(0, 100), SCHEMA, block=DAY))
     unknown = look(rows(700), subject=day)
     assert unknown.false_alarms_per_year is None
-    assert unknown.reason.endswith(
-        "the reference has too few blocks to tell how this stream varies."
-    )
+    assert "This is not calibrated: a reference of less than ten such windows" in unknown.reason
 
 
 def test_worse_predictions_hurt_although_no_column_moved():

@@ -80,7 +80,8 @@ def test_the_tail_of_kolmogorovs_distance_is_that_of_scipy(n, m):
         assert RowsNull().p_value(distance, each) == pytest.approx(level, rel=0.12)
 
 
-@given(st.integers(0, 40), st.integers(1, 60), st.integers(0, 300))
+# Of fewer rows than twelve not even the larger level is expected five times, and counts alone.
+@given(st.integers(0, 40), st.integers(12, 60), st.integers(0, 300))
 def test_the_p_value_of_a_share_is_that_of_a_binomial_test_given_the_total(count, m, held):
     n = 400
     before, after = [n - held, held, 0, 0, 0, 0], [max(m - count, 0), min(count, m), 0, 0, 0, 0]
@@ -117,13 +118,15 @@ def test_two_levels_are_tested_as_a_difference_of_two_shares():
     assert null.p_value(gauss, each) > 0.01 > null.p_value(1.05 * gauss, each)
 
 
-@given(st.integers(2, 60), st.integers(1, 40))
-def test_stretches_lie_within_the_reference_and_ten_of_them_fit_where_they_can(blocks, window):
+@given(st.integers(2, 200), st.integers(1, 20))
+def test_stretches_are_as_long_as_the_window_and_lie_within_a_reference_of_ten(blocks, window):
     layout = Layout.of(blocks, window)
+    assert (layout is None) == (blocks < 10 * window)
+    if layout is None:
+        return
     assert layout.starts[0] >= 0
     assert layout.starts[-1] + layout.length == blocks
-    assert layout.length <= window
-    assert layout.calibrated == (blocks >= 10)
+    assert layout.length == window
     values = np.arange(float(blocks)) ** 2
     assert np.allclose(layout.sums(values), [values[p].sum() for p in layout.places])
     by_hand = [

@@ -38,7 +38,8 @@ from homeostat.settings import Monitor
 
 YEAR = timedelta(days=365.25)
 UNCALIBRATED = (
-    "This is not calibrated: the reference has too few blocks to tell how this stream varies."
+    "This is not calibrated: a reference of less than ten such windows cannot tell how this stream "
+    "varies, and rows are taken as independent."
 )
 
 __all__ = ["Journalled", "Subject", "examine", "failed"]

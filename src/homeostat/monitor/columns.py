@@ -74,12 +74,16 @@ def _scores(column: Column, before: Counts, after: Counts) -> tuple[Floats, tupl
 
     Numbers: *location*, the ridit 2u − 1 of the pooled rows (Bross 1958, Biometrics 14:18), so that
     a gap is P(X > Y) − P(X < Y), Cliff's delta; *spread*, |2u − 1|, the scores of Ansari and
-    Bradley (1960, Ann. Math. Stat. 31:1174); null is neutral in both; *nulls*, whether it is null.
+    Bradley (1960, Ann. Math. Stat. 31:1174); null is neutral in both; *nulls*, whether it is null;
+    *low tail* and *high tail*, whether it lies in the outermost bin: ridits end at ±1 however far
+    a column moves, while the share of values that were hardly ever seen grows from next to nothing.
     Levels: whether it is this one, those together of which five are not expected in the window.
     """
     pool = before.sum(axis=0) + after.sum(axis=0)
     if column.ordered:
-        return number_scores(pool), ("location", "spread", "nulls")
+        ends = np.eye(len(pool))[:, [0, len(pool) - 2]]
+        scores = np.column_stack([number_scores(pool), ends])
+        return scores, ("location", "spread", "nulls", "low tail", "high tail")
     enough = pool * (after.sum() / pool.sum()) >= MIN_EXPECTED
     scores = np.eye(len(pool))[:, enough]
     if pool[~enough].sum():

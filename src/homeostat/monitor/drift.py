@@ -54,17 +54,16 @@ def drift(
 
     Distances lie in [0, 1]; p-values are adjusted over all aspects of all columns and over the
     joint tests, so that the chance of any false alarm is at most `alpha`; a distance up to
-    `min_effect` is never called drift. Columns without rows on either side are left out. With ten
-    blocks or more in the reference the null is made of its stretches (`Family`). With two to nine,
-    each p-value is that of Student's t with as few degrees of freedom, times the number of tests.
-    With one block nothing is known of how blocks differ: rows are taken as independent, and the
-    test's name says "rows". Raises ValueError where the two profiles have different bins.
+    `min_effect` is never called drift. Columns without rows on either side are left out. Where the
+    reference is ten windows long or more the null is made of its stretches (`Family`). Where it is
+    shorter it cannot tell how such windows differ: rows are taken as independent, the p-values are
+    those of the multinomial null times the number of tests, and the test's name says "rows".
+    Raises ValueError where the two profiles have different bins.
     """
     before, after, names = _aligned(reference, current, columns)
     if not names:
         return NOTHING
-    blocks = len(before.blocks)
-    layout = Layout.of(blocks, len(after.blocks)) if blocks > 1 else None
+    layout = Layout.of(len(before.blocks), len(after.blocks))
     by_column = {
         name: column_tests(
             before.column(name)[0], before.column(name)[1], after.column(name)[1], layout
@@ -104,7 +103,7 @@ def _aligned(
 
 
 def _joint(before: Profile, after: Profile, layout: Layout | None) -> dict[str, Tested]:
-    if layout is None or not layout.calibrated or len(before.columns) < 2:
+    if layout is None or len(before.columns) < 2:
         return {}
     tests = {
         "given the others": joint.given_the_others(before, after, layout),
@@ -131,21 +130,18 @@ class _Rule:
         alpha: float,
     ) -> _Rule:
         tests = sum(len(found.aspects) for found in columns.values())
-        if layout is None or not layout.calibrated:
-            return cls(layout, None, tests, alpha)
+        if layout is None:
+            return cls(None, None, tests, alpha)
         smallest = {COLUMNS: (tests, np.min([t.smallest for t in columns.values()], axis=0))}
         smallest |= {g: (len(t.aspects), t.smallest) for g, t in together.items()}
         return cls(layout, Family.of(layout.windows, smallest), tests, alpha)
 
     def adjusted(self, group: str, aspect: Aspect, distance: float) -> float:
         """Never less than what independent rows would give, whatever the stretches say."""
-        rows = self.tests * aspect.rows(distance)
-        blocks = aspect.blocks(distance)
-        if self.layout is None:
-            return min(1.0, rows)
+        rows = min(1.0, self.tests * aspect.rows(distance))
         if self.family is None:
-            return min(1.0, max(rows, self.tests * blocks))
-        return min(1.0, max(rows, self.family.p_value(group, blocks)))
+            return rows
+        return max(rows, min(1.0, self.family.p_value(group, aspect.blocks(distance))))
 
     @cached_property
     def levels(self) -> Mapping[str, float]:
@@ -165,7 +161,7 @@ class _Rule:
         aspect = max(found.aspects, key=nearness)
         tails = aspect.blocks(aspect.distance), aspect.rows(aspect.distance)
         threshold = max(min_effect, self._critical(aspect, levels))
-        kind = "rows" if self.layout is None else "few blocks" if not self.family else "blocks"
+        kind = "rows" if self.layout is None else "blocks"
         return ColumnDrift(
             column=name,
             test=f"{aspect.name}, {kind}",

@@ -8,7 +8,7 @@ reference itself went through in any stretch as long as the window is never call
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -39,6 +39,10 @@ DOUBLED_BLOCK = 0.01  # share of rows whose id another one has; any such row war
 GAPS = 2.0  # how many times the longest gap of the reference a feed may be silent
 
 
+STILL = frozenset({"constant_column", "stuck_values"})
+"""Checks that find a column that does not move."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One window, and what it is held against."""
@@ -66,7 +70,7 @@ class Case:
 
 def quality(case: Case) -> tuple[Finding, ...]:
     """The findings of one window: those about all of it first, then one by column at most."""
-    columns = [found for sight in _sights(case) if (found := gravest(sight)) is not None]
+    columns = _alike([f for sight in _sights(case) if (f := gravest(sight)) is not None], case)
     whole = (
         _refused(case),
         _volume(case),
@@ -77,6 +81,16 @@ def quality(case: Case) -> tuple[Finding, ...]:
         _early(case),
     )
     return (*(finding for finding in whole if finding is not None), *columns)
+
+
+def _alike(columns: list[Finding], case: Case) -> list[Finding]:
+    """Where most columns stand still at once it is the rows that are alike, as those of one client
+    or of a trial, and no column is broken: then these findings only warn.
+    """
+    still = [finding for finding in columns if finding.check in STILL]
+    if 2 * len(still) <= len(case.schema.features):
+        return columns
+    return [replace(f, severity="warn") if f.check in STILL else f for f in columns]
 
 
 def _sights(case: Case) -> Iterator[Sight]:

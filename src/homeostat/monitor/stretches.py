@@ -35,10 +35,8 @@ LEAST_OF_MAXIMA = 0.75  # and of the largest of several groups, each of them sta
 class Layout:
     """Which stretches of a reference of `blocks` blocks stand for a window.
 
-    They are as long as the window, or shorter where fewer than ten disjoint ones of that length
-    would fit: the mean of a shorter stretch varies more, never less, so that a null made of them
-    is on the safe side. They overlap, for the sake of steadier estimates; `windows`, the disjoint
-    ones, is what degrees of freedom are counted by.
+    They are as long as the window. They overlap, for the sake of steadier estimates; `windows`,
+    the disjoint ones, is what degrees of freedom are counted by.
     """
 
     blocks: int
@@ -47,15 +45,13 @@ class Layout:
     starts: Counts  # first block of each, ascending; shape (T,)
 
     @classmethod
-    def of(cls, blocks: int, window: int) -> Layout:
-        length = max(1, min(window, blocks // MIN_WINDOWS))
+    def of(cls, blocks: int, length: int) -> Layout | None:
+        """None where fewer than ten disjoint ones fit: nothing can be calibrated on these."""
+        if blocks // length < MIN_WINDOWS:
+            return None
         step = max(1, length // OVERLAP)
         starts = np.arange(blocks - length, -1, -step, dtype=np.int64)[::-1]
         return cls(blocks, length, blocks // length, starts)
-
-    @property
-    def calibrated(self) -> bool:
-        return self.windows >= MIN_WINDOWS
 
     @property
     def places(self) -> Counts:
