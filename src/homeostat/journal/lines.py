@@ -23,6 +23,7 @@ from homeostat.schema import TIMESTAMP
 Places: TypeAlias = NDArray[np.int64]
 
 _BLOCK = 1 << 22  # bytes that the parser takes at a time
+_SINGLE = 1 << 16  # bytes up to which one thread parses
 _SLICE = 10_000  # rows of a table that become Python's objects at a time
 _KNOWN = 10_000  # combinations of types that an encoder remembers
 _PARSE = csv.ParseOptions(newlines_in_values=True)
@@ -157,7 +158,10 @@ def decode(data: bytes, schema: pa.Schema) -> pa.Table:
 def _decode(data: bytes, schema: pa.Schema, block: int) -> pa.Table:
     return csv.read_csv(
         pa.BufferReader(data),
-        csv.ReadOptions(column_names=schema.names, block_size=block),
+        # A pool's thread that lets go of a few bytes when the process ends would end it badly.
+        csv.ReadOptions(
+            column_names=schema.names, block_size=block, use_threads=len(data) > _SINGLE
+        ),
         _PARSE,
         csv.ConvertOptions(
             column_types=schema,
