@@ -39,11 +39,21 @@ from homeostat.monitor.drift import drift
 from homeostat.profile import Profile
 
 WINDOWS = (1, 7, 30)  # days
+MONTH = 31  # days of a reference that is too short for windows of 7 and 30
 LEVELS = (0.01, 0.05)
 SIZES = (50, 100, 200, 500, 1_000, 10_000, 100_000)
 BAND = 0.999
 POWER_LEVEL = 0.05
-KINDS = {"shuffled": 1, "reordered": 2, "stretch": 3, "rows": 4, "blocks": 5, "ar": 6, "days": 7}
+KINDS = {
+    "shuffled": 1,
+    "reordered": 2,
+    "stretch": 3,
+    "rows": 4,
+    "blocks": 5,
+    "ar": 6,
+    "days": 7,
+    "month": 8,
+}
 OURS = "homeostat"
 
 
@@ -132,6 +142,7 @@ def on_real_days(stream: Stream, draws: int, peers: bool) -> Iterator[Alarms]:
         "shuffled": partial(shuffled, stream.days),
         "reordered": partial(reordered, order),
         "stretch": partial(stretch, stream.days),
+        "month": partial(shuffled, stream.days, most=MONTH),
     }
 
     def one(kind: str, window: int, number: int) -> Judged:

@@ -176,9 +176,9 @@ SYNTHETIC = Schema(
 # --- draws ---
 
 
-def shuffled(days: int, window: int, random: np.random.Generator) -> Draw:
-    """A window after a reference of at most a year, days in random order."""
-    order = random.permutation(days)[: MOST + window]
+def shuffled(days: int, window: int, random: np.random.Generator, most: int = MOST) -> Draw:
+    """A window after a reference of `most` days, a year's at most, in random order."""
+    order = random.permutation(days)[: most + window]
     return Draw(order[:-window], order[-window:])
 
 

@@ -28,11 +28,9 @@ NAMES = (
 )
 
 
-def drift(name, distance=0.3, threshold=0.1, windows=20):
+def drift(name, distance=0.3, threshold=0.1, windows=20, test="ks, blocks"):
     moved = distance > threshold
-    return ColumnDrift(
-        name, "ks, blocks", distance, threshold, 1e-5, 1e-4, moved, threshold, windows
-    )
+    return ColumnDrift(name, test, distance, threshold, 1e-5, 1e-4, moved, threshold, windows)
 
 
 def shape(name, levels=("a", "b")):

@@ -126,8 +126,8 @@ def test_one_strange_day_in_a_week_is_not_drift_and_three_are():
     assert whole(reference, profile(n=[*days(4), *days(3, shift=3.0)])).drifted
 
 
-@pytest.mark.parametrize(("blocks", "window"), [(1, 1), (9, 1), (69, 7)])
-def test_a_reference_of_less_than_ten_windows_calibrates_nothing_and_says_so(blocks, window):
+@pytest.mark.parametrize(("blocks", "window"), [(1, 1), (9, 1), (9, 7)])
+def test_below_ten_blocks_rows_are_taken_as_independent_and_the_verdict_says_so(blocks, window):
     rng = np.random.default_rng(4)
 
     def draw(shift=0.0):
@@ -142,6 +142,25 @@ def test_a_reference_of_less_than_ten_windows_calibrates_nothing_and_says_so(blo
     assert found.columns[0].windows == 0
     assert rejections(draw, 0.05, 300) <= bound(0.05, 300)
     assert whole(*draw(shift=0.7)).drifted
+
+
+@pytest.mark.parametrize(("blocks", "window"), [(12, 7), (31, 7), (69, 7)])
+def test_a_reference_of_less_than_ten_windows_is_judged_by_shorter_stretches(blocks, window):
+    rng = np.random.default_rng(7)
+
+    def draw(shift=0.0):
+        levels = 0.4 * rng.normal(size=blocks + window)
+        levels[blocks:] += shift
+        days = [binned(rng.normal(level, size=60)) for level in levels]
+        return profile(n=days[:blocks]), profile(n=days[blocks:])
+
+    found = whole(*draw())
+    assert not found.calibrated
+    assert found.joint is None
+    assert found.columns[0].test.endswith(", shorter stretches")
+    assert found.columns[0].windows == blocks // window
+    assert rejections(draw, 0.05, 200) <= bound(0.05, 200)
+    assert whole(*draw(shift=4.0)).drifted
 
 
 def test_a_reference_of_ten_windows_is_calibrated_on_them():

@@ -77,6 +77,10 @@ def test_columns_in_which_no_drift_could_be_seen_are_counted():
 def test_what_is_not_calibrated_says_so():
     bare = tuple(drift(name, windows=0) for name in "abc")
     assert any(text.startswith("Not calibrated") for text in found(small(columns=bare))["sure"])
+    short = (drift("a", windows=4, test="location, shorter stretches"),)
+    assert any(
+        "shorter stretches of it stood" in text for text in found(small(columns=short))["sure"]
+    )
     mixed = (drift("a", windows=0), drift("b", windows=12), drift("c", windows=20))
     text = " ".join(found(small(columns=mixed))["sure"])
     assert "measured on 12 to 20 stretches" in text

@@ -121,7 +121,12 @@ def test_the_false_alarms_to_be_expected_are_told_where_they_are_known():
     day = replace(SUBJECT, reference=Profile.of(rows(900, seed=3).slice(0, 100), SCHEMA, block=DAY))
     unknown = look(rows(700), subject=day)
     assert unknown.false_alarms_per_year is None
-    assert "This is not calibrated: a reference of less than ten such windows" in unknown.reason
+    assert "This is not calibrated" in unknown.reason
+    assert unknown.reason.endswith("and rows are taken as independent.")
+    month = replace(SUBJECT, reference=SUBJECT.reference.take(np.arange(31)))
+    shorter = look(rows(700), subject=month)
+    assert shorter.false_alarms_per_year is None
+    assert shorter.reason.endswith("and shorter stretches stand for them.")
 
 
 def test_worse_predictions_hurt_although_no_column_moved():

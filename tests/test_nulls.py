@@ -30,7 +30,7 @@ def spread_out(counts):
 
 
 def aspects(column, before, after):
-    found = column_tests(column, np.array([before]), np.array([after]), None)
+    found = column_tests(column, np.array([before]), np.array([after]), Layout.of(1, 1))
     return {aspect.name: aspect for aspect in found.aspects}
 
 
@@ -85,7 +85,7 @@ def test_the_tail_of_kolmogorovs_distance_is_that_of_scipy(n, m):
 def test_the_p_value_of_a_share_is_that_of_a_binomial_test_given_the_total(count, m, held):
     n = 400
     before, after = [n - held, held, 0, 0, 0, 0], [max(m - count, 0), min(count, m), 0, 0, 0, 0]
-    found = column_tests(LEVELS, np.array([before]), np.array([after]), None)
+    found = column_tests(LEVELS, np.array([before]), np.array([after]), Layout.of(1, 1))
     second = [a for a in found.aspects if a.name == "share of a level"][-1]
     hits = min(count, m)
     if 0 < hits <= m / 2 and held <= n / 2:
@@ -119,14 +119,17 @@ def test_two_levels_are_tested_as_a_difference_of_two_shares():
 
 
 @given(st.integers(2, 200), st.integers(1, 20))
-def test_stretches_are_as_long_as_the_window_and_lie_within_a_reference_of_ten(blocks, window):
+def test_stretches_are_as_long_as_the_window_or_as_ten_of_them_fit(blocks, window):
     layout = Layout.of(blocks, window)
-    assert (layout is None) == (blocks < 10 * window)
-    if layout is None:
+    assert layout.known == (blocks >= 10)
+    assert layout.calibrated == (blocks >= 10 * window)
+    if not layout.known:
+        assert not len(layout.starts)
         return
     assert layout.starts[0] >= 0
     assert layout.starts[-1] + layout.length == blocks
-    assert layout.length == window
+    assert layout.length == (window if layout.calibrated else blocks // 10)
+    assert layout.windows >= 10
     values = np.arange(float(blocks)) ** 2
     assert np.allclose(layout.sums(values), [values[p].sum() for p in layout.places])
     by_hand = [

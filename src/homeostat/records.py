@@ -129,7 +129,7 @@ class ColumnDrift:
     adjusted_p_value: float  # over all tests of this window
     drifted: bool
     minimum_detectable_shift: float  # the smallest distance that would have been called drift
-    windows: int  # disjoint stretches of the reference the null rests on; 0 = independent rows
+    windows: int  # disjoint windows the reference is long; below ten: not calibrated; 0: rows alone
 
 
 @dataclass(frozen=True, slots=True)

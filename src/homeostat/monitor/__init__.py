@@ -38,9 +38,11 @@ from homeostat.settings import Monitor
 
 YEAR = timedelta(days=365.25)
 UNCALIBRATED = (
-    "This is not calibrated: a reference of less than ten such windows cannot tell how this stream "
-    "varies, and rows are taken as independent."
+    "This is not calibrated: a reference of less than ten such windows cannot tell how they vary, "
+    "and {instead}."
 )
+SHORTER = "shorter stretches stand for them"
+ROWS = "rows are taken as independent"
 
 __all__ = ["Journalled", "Subject", "examine", "failed"]
 
@@ -332,7 +334,10 @@ def _reason(evidence: Evidence, found: Found, settings: Monitor) -> str:
             f"None of {total} columns drifted on {evidence.rows} rows; nearest to it came {where} "
             f"under a threshold of {furthest.threshold:.3f})."
         )
-    return text if found.drift.calibrated else f"{text} {UNCALIBRATED}"
+    if found.drift.calibrated:
+        return text
+    instead = SHORTER if any(column.windows for column in columns) else ROWS
+    return f"{text} {UNCALIBRATED.format(instead=instead)}"
 
 
 def _labelled(rows: pa.Table) -> int:

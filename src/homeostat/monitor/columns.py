@@ -49,15 +49,15 @@ class Aspect:
 class Tested:
     """The tests of one column, or of the columns together.
 
-    `smallest` is the smallest p-value of each stretch, shape (T,), empty without a layout.
+    `smallest` is the smallest p-value of each stretch, shape (T,).
     """
 
     aspects: tuple[Aspect, ...]
     smallest: Floats
 
 
-def column_tests(column: Column, before: Counts, after: Counts, layout: Layout | None) -> Tested:
-    """Both with shape (blocks, cells), null last; without a layout rows are independent."""
+def column_tests(column: Column, before: Counts, after: Counts, layout: Layout) -> Tested:
+    """Both with shape (blocks, cells), null last; without stretches rows are independent."""
     scores, names = _scores(column, before, after)
     parts = [
         _contrasts(names, scores, before, after, layout),
@@ -103,21 +103,16 @@ def number_scores(pool: Counts) -> Floats:
 
 
 def _contrasts(
-    names: tuple[str, ...], scores: Floats, before: Counts, after: Counts, layout: Layout | None
+    names: tuple[str, ...], scores: Floats, before: Counts, after: Counts, layout: Layout
 ) -> Tested:
     pool = before.sum(axis=0) + after.sum(axis=0)
     share = pool / pool.sum()
     variance = np.maximum(0.0, share @ scores**2 - (share @ scores) ** 2)
     n, m = float(before.sum()), float(after.sum())
-    alone = Layout(len(before), len(before), 1, np.zeros(0, dtype=np.int64))
     sums = [(counts.sum(axis=1), counts @ scores) for counts in (before, after)]
-    parts = Parts.of(sums[0], sums[1], layout or alone, means)
-    gaps = parts.gaps()
-    smallest, scale = np.zeros(0), np.sqrt(variance * gaps.now)
-    if layout is not None:
-        p_values, scale = gaps.p_values(layout, variance)
-        smallest = p_values.min(axis=1)
-    windows = layout.windows if layout else 1
+    gaps = Parts.of(sums[0], sums[1], layout, means).gaps()
+    p_values, scale = gaps.p_values(layout, variance)
+    smallest = p_values.min(axis=1)
     aspects = []
     for place, name in enumerate(names):
         gap, held = float(gaps.window[place]), float(sums[0][1].sum(axis=0)[place])
@@ -125,7 +120,7 @@ def _contrasts(
             rows: Tail = partial(_gaussian, scale=float(np.sqrt(variance[place] * gaps.now)))
         else:
             rows = partial(_share, sign=np.sign(gap), before=held, n=n, m=m)
-        blocks = partial(_student, scale=float(scale[place]), windows=windows)
+        blocks = partial(_student, scale=float(scale[place]), windows=layout.windows)
         aspects.append(Aspect(name, abs(gap), blocks, rows))
     return Tested(tuple(aspects), smallest)
 
@@ -161,7 +156,7 @@ def _tail(distance: float, null: RowsNull | BlocksNull, noise: float) -> float:
     return float(null.p_value(distance, noise))
 
 
-def _shape(column: Column, before: Counts, after: Counts, layout: Layout | None) -> Tested:
+def _shape(column: Column, before: Counts, after: Counts, layout: Layout) -> Tested:
     """Kolmogorov-Smirnov for numbers, total variation for levels."""
     n, m = float(before.sum()), float(after.sum())
     if column.ordered:
@@ -177,7 +172,7 @@ def _shape(column: Column, before: Counts, after: Counts, layout: Layout | None)
     if len(after) >= JACKKNIFE:
         distance = float(measure(window - after, total).min())
     rows: Tail = partial(_tail, null=null, noise=now)
-    if layout is None:
+    if not layout.known:
         return Tested((Aspect(name, distance, rows, rows),), np.zeros(0))
     stretches = layout.sums(before)
     rest = total - stretches

@@ -35,7 +35,7 @@ class DriftReport:
     """What `compare` found."""
 
     verdict: Literal["drift", "stable", "insufficient_data"]
-    calibrated: bool  # on the reference's own blocks; else rows are taken as independent
+    calibrated: bool  # on ten stretches of the reference as long as the window, or more
     columns: tuple[ColumnDrift, ...]  # in the order of the reference; those with rows on both sides
     joint: ColumnDrift | None  # what no column shows by itself; None where not calibrated
     reference_rows: int

@@ -31,7 +31,7 @@ class Drift:
 
     columns: tuple[ColumnDrift, ...]
     joint: ColumnDrift | None  # None where not calibrated, and with fewer than two columns
-    calibrated: bool = False  # on ten disjoint stretches of the reference or more
+    calibrated: bool = False  # on ten disjoint stretches as long as the window, or more
 
     @property
     def drifted(self) -> bool:
@@ -54,11 +54,13 @@ def drift(
 
     Distances lie in [0, 1]; p-values are adjusted over all aspects of all columns and over the
     joint tests, so that the chance of any false alarm is at most `alpha`; a distance up to
-    `min_effect` is never called drift. Columns without rows on either side are left out. Where the
-    reference is ten windows long or more the null is made of its stretches (`Family`). Where it is
-    shorter it cannot tell how such windows differ: rows are taken as independent, the p-values are
-    those of the multinomial null times the number of tests, and the test's name says "rows".
-    Raises ValueError where the two profiles have different bins.
+    `min_effect` is never called drift. Columns without rows on either side are left out. The null
+    is made of stretches of the reference (`Family`), as long as the window where ten fit. Where
+    they do not, shorter ones stand for them, which holds in a stream that stays as it is but cannot
+    know what longer ones do: the verdict is not `calibrated`, there is no joint test, and the
+    test's name says "shorter stretches". Below ten blocks nothing tells how they differ: rows are
+    taken as independent, the p-values are those of the multinomial null times the number of tests,
+    and the name says "rows". Raises ValueError where the two profiles have different bins.
     """
     before, after, names = _aligned(reference, current, columns)
     if not names:
@@ -78,7 +80,7 @@ def drift(
         key=lambda c: c.distance / max(c.threshold, 1e-12),
         default=None,
     )
-    return Drift(found, nearest, rule.family is not None)
+    return Drift(found, nearest, layout.calibrated)
 
 
 def _aligned(
@@ -102,8 +104,8 @@ def _aligned(
     return sides[0], sides[1], names if all(len(side.blocks) for side in sides) else []
 
 
-def _joint(before: Profile, after: Profile, layout: Layout | None) -> dict[str, Tested]:
-    if layout is None or len(before.columns) < 2:
+def _joint(before: Profile, after: Profile, layout: Layout) -> dict[str, Tested]:
+    if not layout.calibrated or len(before.columns) < 2:
         return {}
     tests = {
         "given the others": joint.given_the_others(before, after, layout),
@@ -116,8 +118,8 @@ def _joint(before: Profile, after: Profile, layout: Layout | None) -> dict[str, 
 class _Rule:
     """From p-values among blocks and among rows to one that is adjusted, and back."""
 
-    layout: Layout | None
-    family: Family | None
+    layout: Layout
+    family: Family | None  # None without stretches: rows are independent
     tests: int  # of the columns
     alpha: float
 
@@ -126,12 +128,12 @@ class _Rule:
         cls,
         columns: Mapping[str, Tested],
         together: Mapping[str, Tested],
-        layout: Layout | None,
+        layout: Layout,
         alpha: float,
     ) -> _Rule:
         tests = sum(len(found.aspects) for found in columns.values())
-        if layout is None:
-            return cls(None, None, tests, alpha)
+        if not layout.known:
+            return cls(layout, None, tests, alpha)
         smallest = {COLUMNS: (tests, np.min([t.smallest for t in columns.values()], axis=0))}
         smallest |= {g: (len(t.aspects), t.smallest) for g, t in together.items()}
         return cls(layout, Family.of(layout.windows, smallest), tests, alpha)
@@ -161,21 +163,26 @@ class _Rule:
         aspect = max(found.aspects, key=nearness)
         tails = aspect.blocks(aspect.distance), aspect.rows(aspect.distance)
         threshold = max(min_effect, self._critical(aspect, levels))
-        kind = "rows" if self.layout is None else "blocks"
         return ColumnDrift(
             column=name,
-            test=f"{aspect.name}, {kind}",
+            test=f"{aspect.name}, {self._null}",
             distance=aspect.distance,
             threshold=threshold,
-            p_value=tails[1] if self.layout is None else max(tails),
+            p_value=max(tails) if self.layout.known else tails[1],
             adjusted_p_value=self.adjusted(group, aspect, aspect.distance),
             drifted=aspect.distance > threshold,
             minimum_detectable_shift=threshold,
-            windows=0 if self.layout is None else self.layout.windows,
+            windows=self.layout.disjoint,
         )
 
+    @property
+    def _null(self) -> str:
+        if not self.layout.known:
+            return "rows"
+        return "blocks" if self.layout.calibrated else "shorter stretches"
+
     def _passes(self, aspect: Aspect, distance: float, levels: tuple[float, float]) -> bool:
-        among_blocks = self.layout is None or aspect.blocks(distance) <= levels[0]
+        among_blocks = not self.layout.known or aspect.blocks(distance) <= levels[0]
         return among_blocks and aspect.rows(distance) <= levels[1]
 
     def _critical(self, aspect: Aspect, levels: tuple[float, float]) -> float:
@@ -191,7 +198,7 @@ class _Rule:
     def _near(self, aspect: Aspect, levels: tuple[float, float]) -> float:
         """How near both p-values are to their levels, as normal scores; 1 is where they are."""
         tails = aspect.blocks(aspect.distance), aspect.rows(aspect.distance)
-        first = 1 if self.layout is None else 0
+        first = 0 if self.layout.known else 1
         ratios = [
             special.ndtri(min(max(tail, SMALLEST), 0.5))
             / special.ndtri(min(max(level, SMALLEST), 0.4))

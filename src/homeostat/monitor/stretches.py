@@ -35,23 +35,42 @@ LEAST_OF_MAXIMA = 0.75  # and of the largest of several groups, each of them sta
 class Layout:
     """Which stretches of a reference of `blocks` blocks stand for a window.
 
-    They are as long as the window. They overlap, for the sake of steadier estimates; `windows`,
-    the disjoint ones, is what degrees of freedom are counted by.
+    They are as long as the window, or shorter where fewer than ten disjoint ones of that length
+    would fit: in a stream that stays as it is the mean of a shorter stretch varies more, never
+    less, so that a null made of them is on the safe side. Below ten blocks there are none. They
+    overlap, for the sake of steadier estimates; `windows`, the disjoint ones, is what degrees of
+    freedom are counted by.
     """
 
     blocks: int
-    length: int
+    window: int  # blocks
+    length: int  # of a stretch, blocks
     windows: int
     starts: Counts  # first block of each, ascending; shape (T,)
 
     @classmethod
-    def of(cls, blocks: int, length: int) -> Layout | None:
-        """None where fewer than ten disjoint ones fit: nothing can be calibrated on these."""
-        if blocks // length < MIN_WINDOWS:
-            return None
+    def of(cls, blocks: int, window: int) -> Layout:
+        length = max(1, min(window, blocks // MIN_WINDOWS))
+        if blocks < MIN_WINDOWS:
+            return cls(blocks, window, length, 0, np.zeros(0, dtype=np.int64))
         step = max(1, length // OVERLAP)
         starts = np.arange(blocks - length, -1, -step, dtype=np.int64)[::-1]
-        return cls(blocks, length, blocks // length, starts)
+        return cls(blocks, window, length, blocks // length, starts)
+
+    @property
+    def known(self) -> bool:
+        """There are stretches to learn from."""
+        return self.windows > 0
+
+    @property
+    def disjoint(self) -> int:
+        """Windows that the reference is long, at least one; 0 where rows alone are the null."""
+        return max(1, self.blocks // self.window) if self.known else 0
+
+    @property
+    def calibrated(self) -> bool:
+        """They are as long as the window."""
+        return self.known and self.length == self.window
 
     @property
     def places(self) -> Counts:
@@ -104,7 +123,10 @@ class Gaps:
         over its root follows Student's t with W − 1 degrees of freedom, W the disjoint stretches,
         as far as means over blocks are Gaussian (the method of batch means: Schmeiser 1982,
         Operations Research 30:556). Each stretch is judged by the others that do not overlap it.
+        Without stretches only the noise of rows is known.
         """
+        if variance is not None and not layout.known:
+            return np.zeros_like(self.spread), np.sqrt(variance * self.now)
         squares = self.spread**2
         if variance is None:
             more = np.maximum(1.0, self.each / self.each.mean())[:, None]
