@@ -1,15 +1,20 @@
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from homeostat.infer import infer
 from homeostat.monitor.drift import drift
 from homeostat.profile import EPOCH, Column, Profile
 from homeostat.records import Window
+from homeostat.schema import TIMESTAMP, Target
 
 DAY = timedelta(days=1)
 EDGES = stats.norm.ppf(np.arange(1, 128) / 128)
@@ -178,6 +183,23 @@ def test_a_column_that_leaves_its_range_drifts_though_days_vary_widely():
     away = [binned(np.full(200, 99.0)) for _ in range(7)]
     (found,) = whole(profile(n=days), profile(n=away)).columns
     assert (found.test, found.drifted) == ("high tail, blocks", True)
+
+
+def test_a_column_of_mostly_one_value_drifts_when_that_value_moves_out_of_its_range():
+    frame = pd.DataFrame({"x": [0.0] * 95 + [float(v) for v in range(1, 6)], "y": [0, 1] * 50})
+    schema = replace(infer(frame, target="y"), target=Target("", "regression", "float"))
+
+    def counted(zero, days):
+        values = np.tile(np.where(frame["x"] == 0, zero, frame["x"]), days)
+        times = np.repeat(np.arange(days), len(frame)).astype("datetime64[D]")
+        moments = pa.array(times.astype("datetime64[us]"), TIMESTAMP)
+        return Profile.of(pa.table({"x": values, "occurred_at": moments}), schema, block=DAY)
+
+    (same,) = compare(counted(0.0, 100), counted(0.0, 7))
+    (moved,) = compare(counted(0.0, 100), counted(-0.1, 7))
+    assert not same.drifted
+    assert moved.drifted
+    assert moved.distance > 0.9
 
 
 def test_nulls_and_new_levels_are_drift_too():

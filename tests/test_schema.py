@@ -61,12 +61,14 @@ def test_levels_beyond_the_most_frequent_are_other():
 
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=400), st.randoms())
 @settings(deadline=None)
-def test_edges_are_ascending_inner_quantiles_that_no_order_of_rows_changes(values, random):
+def test_edges_are_ascending_quantiles_and_ends_that_no_order_of_rows_changes(values, random):
     target = [0, 1] * len(values)
     edges = infer(pd.DataFrame({"x": values * 2, "y": target}), target="y").features[0].edges
-    assert len(edges) < MAX_BINS
+    assert len(edges) <= MAX_BINS + 1
     assert list(edges) == sorted(set(edges))
-    assert set(edges) <= set(values)
+    assert edges[0] == np.nextafter(min(values), -np.inf)
+    assert edges[-1] == max(values)
+    assert set(edges[1:]) <= set(values)
     random.shuffle(values)
     again = infer(pd.DataFrame({"x": values * 2, "y": target}), target="y").features[0].edges
     assert again == edges
@@ -76,9 +78,19 @@ def test_edges_cut_many_rows_into_equal_shares():
     values = np.random.default_rng(0).permutation(128_000).astype(float)
     frame = pd.DataFrame({"x": values, "y": np.arange(128_000) % 2})
     feature = infer(frame, target="y").features[0]
-    counts = np.bincount(np.searchsorted(feature.edges, values), minlength=MAX_BINS)
-    assert len(counts) == MAX_BINS
-    assert set(counts) <= {999, 1000, 1001}
+    beyond = np.array([-0.5, 127_999.5])
+    places = np.searchsorted(feature.edges, np.append(values, beyond))
+    counts = np.bincount(places)
+    assert len(counts) == MAX_BINS + 2
+    assert places[-2:].tolist() == [0, MAX_BINS + 1]
+    assert counts[0] == counts[-1] == 1
+    assert set(counts[1:-1]) <= {999, 1000, 1001}
+
+
+def test_the_least_finite_number_has_no_bin_below_it():
+    values = [-1.7976931348623157e308, 1.0]
+    edges = infer(pd.DataFrame({"x": values, "y": [0, 1]}), target="y").features[0].edges
+    assert edges == (-1.7976931348623157e308, 1.0)
 
 
 def test_reserved_and_excluded_columns_are_no_features():

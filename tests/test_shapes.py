@@ -52,8 +52,8 @@ def test_every_row_is_in_one_bin():
 def test_many_bins_become_few_of_equal_width_and_what_moved_is_seen():
     fine = shapes(profile(9_000), profile(9_001, shift=1.0), SCHEMA)[0]
     assert len(fine.labels) == BINS + 3
-    assert (fine.labels[0], fine.labels[-2]) == ("up to -2", "above 2")
-    assert fine.current[-2] == pytest.approx(0.159, abs=0.015)  # P(Z + 1 > 2)
+    assert (fine.labels[0], fine.labels[-2]) == ("up to -1.96", "above 1.96")
+    assert fine.current[-2] == pytest.approx(0.168, abs=0.015)  # P(Z + 1 > 1.96)
     assert fine.reference[-2] == pytest.approx(0.023, abs=0.006)
 
 

@@ -32,6 +32,7 @@ LEAST_WINDOW = 200  # rows of a window, on average
 BLOCKS = {HOUR: 24, DAY: 7, WEEK: 5}
 """Blocks of a window: a day and a week with their cycles, and the fewest weeks a gate accepts."""
 LEAKS = 0.9  # explained share of the target from which a single column is named
+MOST_BINS = 32  # that a number is cut into, to see how much of the target it explains
 _ZONE = r"(?:Z|[+-]\d\d(?::?\d\d)?)$"
 
 
@@ -266,7 +267,8 @@ def _explained(rows: pd.DataFrame, feature: Feature, schema: Schema) -> float:
 
     column, target = rows[feature.name], rows[schema.target.name]
     if feature.kind == "number":
-        bins = np.searchsorted(feature.edges[::4], column.to_numpy(dtype=float))
+        edges = feature.edges[:: max(1, len(feature.edges) // MOST_BINS)]
+        bins = np.searchsorted(edges, column.to_numpy(dtype=float))
         groups = pd.Series(bins, index=rows.index).where(column.notna(), -1)
     else:
         groups = pd.Series(pd.factorize(column)[0], index=rows.index)

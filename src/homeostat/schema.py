@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["number", "category", "boolean"]
 
 FORMAT = 1
-MAX_BINS = 128  # quantile bins of a number, nulls apart
+MAX_BINS = 128  # quantile bins of a number; below, above and nulls apart
 MAX_LEVELS = 255  # known levels of a category; the rest are "other"
 TIMESTAMP = pa.timestamp("us", "UTC")
 UNSEEN = "homeostat: a level that training never saw"
@@ -68,8 +68,10 @@ class Feature:
     def learned_from(self, filled: pd.Series[Any]) -> Feature:
         """The same feature with edges, levels and example of these values, none of them null.
 
-        Edges are the distinct inner quantiles of at most 128 equal shares; levels the 255 most
-        frequent, ties by name; the example is the median, the first boolean, the top level.
+        Edges are the distinct inner quantiles of at most 128 equal shares, the largest value, and
+        the next number below the smallest, so that what lies beyond these rows has bins of its own;
+        levels the 255 most frequent, ties by name; the example is the median, the first boolean,
+        the top level.
         """
         import numpy as np
 
@@ -81,7 +83,9 @@ class Feature:
             if not len(values):
                 return replace(self, edges=(), example=None)
             grid = np.linspace(0, 1, MAX_BINS + 1)[1:-1]
-            edges = np.unique(np.quantile(values, grid, method="inverted_cdf"))
+            inner = np.quantile(values, grid, method="inverted_cdf")
+            least = max(values.min(), np.nextafter(np.finfo(np.float64).min, 0))
+            edges = np.unique([np.nextafter(least, -np.inf), *inner, values.max()])
             middle = float(np.quantile(values, 0.5, method="inverted_cdf"))
             return replace(self, edges=tuple(edges.tolist()), example=middle)
         counts = filled.value_counts().items()

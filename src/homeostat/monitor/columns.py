@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 Tail: TypeAlias = Callable[[float], float]
 
+TAIL = 0.02  # share of a number's rows up to which a bin counts as rare
+LEAST_CELLS = 5  # that a number has where its ends have inner neighbours: two, two, and null
+
 
 @dataclass(frozen=True)
 class Aspect:
@@ -75,20 +78,32 @@ def _scores(column: Column, before: Counts, after: Counts) -> tuple[Floats, tupl
     Numbers: *location*, the ridit 2u − 1 of the pooled rows (Bross 1958, Biometrics 14:18), so that
     a gap is P(X > Y) − P(X < Y), Cliff's delta; *spread*, |2u − 1|, the scores of Ansari and
     Bradley (1960, Ann. Math. Stat. 31:1174); null is neutral in both; *nulls*, whether it is null;
-    *low tail* and *high tail*, whether it lies in the outermost bin: ridits end at ±1 however far
-    a column moves, while the share of values that were hardly ever seen grows from next to nothing.
+    *low tail* and *high tail*, whether it lies at one end (`_ends`): ridits end at ±1 however far a
+    column moves, while the share of values that were hardly ever seen grows from next to nothing.
     Levels: whether it is this one, those together of which five are not expected in the window.
     """
     pool = before.sum(axis=0) + after.sum(axis=0)
     if column.ordered:
-        ends = np.eye(len(pool))[:, [0, len(pool) - 2]]
-        scores = np.column_stack([number_scores(pool), ends])
+        scores = np.column_stack([number_scores(pool), _ends(pool)])
         return scores, ("location", "spread", "nulls", "low tail", "high tail")
     enough = pool * (after.sum() / pool.sum()) >= MIN_EXPECTED
     scores = np.eye(len(pool))[:, enough]
     if pool[~enough].sum():
         scores = np.column_stack([scores, ~enough])
     return scores, ("share of a level",) * scores.shape[1]
+
+
+def _ends(pool: Counts) -> Floats:
+    """What lies below and above the reference, shape (cells, 2), each with the bin beside it where
+    that one is rare: where it is not, as among whole numbers, it would hide what lies beyond.
+    """
+    ends = np.zeros((len(pool), 2))
+    rare = TAIL * pool[:-1].sum()
+    for side, (outer, inner) in enumerate(((0, 1), (-2, -3))):
+        ends[outer, side] = 1.0
+        if len(pool) > LEAST_CELLS and pool[inner] <= rare:
+            ends[inner, side] = 1.0
+    return ends
 
 
 def number_scores(pool: Counts) -> Floats:

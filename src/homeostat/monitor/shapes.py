@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 BINS = 24  # of a number, beside those below, above and for null
+TINY = float(np.finfo(np.float64).tiny)  # the number next to 0 is no text for people
 LEVELS = 20  # of a category that are told apart
 
 
 def shapes(reference: Profile, current: Profile, schema: Schema) -> tuple[Shape, ...]:
     """The shares of rows in each bin, both sides of each column; without rows, all are 0.
 
-    A number with many bins is drawn in bins of equal width from its first edge to its last, the
-    rows of a bin taken as spread evenly in it; other columns keep their cells. Null is the last.
+    A number with many bins is drawn in bins of equal width from its second edge to the one before
+    the last, so that no single far value decides the scale, the rows of a bin taken as spread
+    evenly in it; other columns keep their cells. Null is the last.
     """
     found = []
     for feature in schema.features:
@@ -52,12 +54,12 @@ def _drawn(
         return _levels(feature, before, after)
     edges = np.asarray(feature.edges, dtype=float)
     if len(edges) > BINS:
-        grid = np.linspace(edges[0], edges[-1], BINS + 1)
+        grid = np.linspace(edges[1], edges[-2], BINS + 1)
         before, after = (_rebinned(shares, edges, grid) for shares in (before, after))
         edges = grid
     if not len(edges):
         return ("any", "null"), before, after
-    ends = [f"{edge:.4g}" for edge in edges.tolist()]
+    ends = [f"{edge if abs(edge) >= TINY else 0.0:.4g}" for edge in edges.tolist()]
     between = [f"{low} to {high}" for low, high in pairwise(ends)]
     return (f"up to {ends[0]}", *between, f"above {ends[-1]}", "null"), before, after
 
