@@ -69,7 +69,7 @@ SABOTAGED = TRAIN.replace(
 
 
 class InProcess:
-    """An engine without a child, for processes that are killed on purpose."""
+    """An engine without a child, for what needs none and for processes that are killed."""
 
     def run(self, function, *args, **kwargs):
         return function(*args, **kwargs)
