@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from homeostat.monitor.drift import drift
-from homeostat.profile import EPOCH, Column, Profile
-from homeostat.records import Window
+from homeostat.profile import Column, Profile
+from homeostat.records import EPOCH, Window
 
 DAY = timedelta(days=1)
 EDGES = stats.norm.ppf(np.arange(1, 128) / 128)

@@ -20,9 +20,8 @@ from homeostat.build import Project
 from homeostat.draft import read_file
 from homeostat.engines.local import LocalEngine
 from homeostat.errors import HomeostatError, ProjectError, ReleaseError, SchemaError
-from homeostat.holdout import TICK
 from homeostat.project import settings_toml
-from homeostat.records import Candidate, Outcome, TrainingRows
+from homeostat.records import MICROSECOND, Candidate, Outcome, TrainingRows
 from homeostat.rowhash import frame_hash
 from homeostat.schema import Schema
 from homeostat.script import GIVEN, table_of
@@ -131,7 +130,7 @@ def _tried(
         training=TrainingRows(
             rows=rows.num_rows,
             start=times[0].as_py(),
-            cutoff=max(now, times[-1].as_py() + TICK),
+            cutoff=max(now, times[-1].as_py() + MICROSECOND),
             as_of=now,
             sha256=frame_hash(rows, schema),
         ),

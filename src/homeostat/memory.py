@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,11 @@ from homeostat.audit import TRAININGS, canonical, jsonable
 from homeostat.entries import Appended, Labelled, Refusal, Sealed
 from homeostat.errors import ConflictError, JournalError, ReleaseError
 from homeostat.journal import join, shape
-from homeostat.records import Candidate, Evidence, Json, Past, Release, Verdict, Window, utc
+from homeostat.records import EPOCH, Candidate, Evidence, Json, Past, Release, Verdict, Window, utc
 from homeostat.release import FORMAT
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 
 PIECE = 1 << 19  # rows that a scan gives at a time
-_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -165,7 +164,7 @@ class MemoryJournal:
         self, given: pa.Table, before: Mapping[str, str], told: dict[str, str] | None = None
     ) -> Labelled:
         """Keep those labels that differ from `before`; `told` remembers what was said."""
-        stamps = pa.repeat(pa.scalar(_FIRST, TIMESTAMP), given.num_rows)  # order of calls counts
+        stamps = pa.repeat(pa.scalar(EPOCH, TIMESTAMP), given.num_rows)  # order of calls counts
         table = shape.labels(given.append_column("recorded_at", stamps))
         if table.column("labelled_at").null_count:
             raise JournalError("a label has no time of arrival.", hint="Give its labelled_at.")

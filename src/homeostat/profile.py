@@ -22,8 +22,6 @@ import numpy as np
 import pyarrow as pa
 
 from homeostat.binning import (
-    EPOCH,
-    MICROSECOND,
     PAIRED,
     PREDICTION,
     TIME,
@@ -33,7 +31,7 @@ from homeostat.binning import (
     plan,
 )
 from homeostat.errors import SchemaError
-from homeostat.records import Window
+from homeostat.records import EPOCH, MICROSECOND, Window
 from homeostat.rowstream import batches
 from homeostat.schema import Feature, Schema
 
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
     Counts: TypeAlias = NDArray[np.int64]
 
 __all__ = [
-    "EPOCH",
-    "MICROSECOND",
     "PAIRED",
     "PREDICTION",
     "PRODUCTS",

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.errors import SchemaError
-from homeostat.profile import MICROSECOND, moments
+from homeostat.profile import moments
+from homeostat.records import MICROSECOND
 from homeostat.schema import Schema
 
 if TYPE_CHECKING:
