@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import types
 
 from homeostat.errors import JournalError
@@ -94,6 +95,34 @@ def conformed(rows: pa.Table) -> pa.Table:
         if table.column(name).null_count:
             raise JournalError(f"{name!r} must be given for every row.")
     return table
+
+
+def imported(rows: pa.Table, *, exported: bool) -> pa.Table:
+    """`rows` as `conformed`, from `load`; those that were `exported` as served stay `serve`."""
+    table = conformed(rows)
+    place = table.schema.get_field_index("source")
+    source = pa.repeat(pa.scalar("load"), table.num_rows)
+    if exported:
+        was = table.column(place)
+        source = pc.if_else(pc.fill_null(pc.equal(was, "serve"), fill_value=False), was, source)
+    return table.set_column(place, table.schema.field(place), source)
+
+
+def brought(rows: pa.Table, served: pa.Table) -> pa.Table:
+    """`LABELS` that `rows` bring, which are imported as `served`: one for each row, null where it
+    has none. Where nothing says since when, a label is known since its row was recorded.
+    """
+    recorded = served.column("recorded_at")
+    return labels(
+        pa.table(
+            {
+                "prediction_id": served.column("prediction_id"),
+                "label": rows.column("label"),
+                "labelled_at": pc.coalesce(rows.column("labelled_at"), recorded),
+                "recorded_at": recorded,
+            }
+        )
+    )
 
 
 def checked(columns: pa.Schema) -> None:
