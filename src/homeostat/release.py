@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from homeostat import files
 from homeostat.audit import canonical, jsonable
-from homeostat.errors import ReleaseError, VerificationError
+from homeostat.errors import ReleaseError, VerificationError, other_format
 from homeostat.records import Candidate, Release, TrainingRows, Verdict, utc
 from homeostat.schema import Schema
 from homeostat.signing import GET_A_KEY, Pointer, Signed, public_key, signing_key, trust
@@ -74,10 +74,8 @@ class FileReleases:
         content = _verified(path, identity, f"the manifest of release {identity[:12]}")
         manifest = json.loads(content)
         if manifest.get("format") != FORMAT:
-            raise ReleaseError(
-                f"release {identity[:12]} has format {manifest.get('format')!r}, "
-                f"this version reads {FORMAT}.",
-                hint="Install the version of homeostat that wrote it, or a newer one.",
+            raise other_format(
+                ReleaseError, f"release {identity[:12]}", manifest.get("format"), FORMAT
             )
         return Release(identity, manifest["sequence"], manifest)
 

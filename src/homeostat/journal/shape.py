@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from homeostat.errors import JournalError
+from homeostat.errors import JournalError, other_format
 from homeostat.schema import RESERVED, SYSTEM, TIMESTAMP
 
 FORMAT = 1
@@ -64,10 +64,7 @@ class Shape:
         try:
             raw = json.loads(text)
             if raw["format"] != FORMAT:
-                raise JournalError(
-                    f"{name} has format {raw['format']!r}, this version reads {FORMAT}.",
-                    hint="Install the version of homeostat that wrote it, or a newer one.",
-                )
+                raise other_format(JournalError, name, raw["format"], FORMAT)
             return cls(pa.schema([(column, _TYPES[kind]) for column, kind in raw["columns"]]))
         except (ValueError, KeyError, TypeError) as error:
             raise JournalError(
