@@ -8,22 +8,20 @@ group `dev`.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from table import Row, main
 
 from homeostat.entries import Entry
 from homeostat.journal import FileJournal
@@ -59,17 +57,6 @@ class Sizes:
 
 FULL = Sizes(append=500_000, window=10_000_000, seals=1_000, sealed=100_000, tail=2_000_000)
 QUICK = Sizes(append=50_000, window=300_000, seals=50, sealed=5_000, tail=100_000)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    what: str
-    value: float
-    unit: str
-    aim: str = ""
-    met: bool | None = None
 
 
 def invented(first: int, count: int, total: int, days: int = DAYS) -> pa.Table:
@@ -309,30 +296,8 @@ def of_tail(rows: int, place: Path) -> Iterator[Row]:
     yield Row("the same, the longest", wait["longest"] * 1000, "ms")
 
 
-def main() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--folder", type=Path, help="where temporary folders are made")
-    asked = parser.parse_args()
-    console, rows = Console(), []
-    table = Table("what", "value", "unit", "aim", "met")
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        for row in run(QUICK if asked.quick else FULL, Path(folder)):
-            rows.append(row)
-            met = {True: "yes", False: "no", None: ""}[row.met]
-            table.add_row(row.what, f"{row.value:,.1f}", row.unit, row.aim, met)
-    console.print(table)
-    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-
-
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], Path(sys.argv[3]), [int(number) for number in sys.argv[4:]])
     else:
-        main()
+        main(__doc__.partition("\n")[0], run, FULL, QUICK, decimals=1)

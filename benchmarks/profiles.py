@@ -7,18 +7,17 @@ whole process, its imports included. Polars is a package of the group `dev`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from table import Row, main
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -41,17 +40,6 @@ class Sizes:
 
 FULL = Sizes(report=1_000_000, scan=10_000_000, large=30_000_000, day=50_000, again=3)
 QUICK = Sizes(report=20_000, scan=200_000, large=400_000, day=2_000, again=1)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    what: str
-    value: float
-    unit: str
-    aim: str = ""
-    met: bool | None = None
 
 
 # --- what runs in a process of its own ---
@@ -213,8 +201,7 @@ def measured(name: str, folder: Path, *more: int | str, again: int = 1) -> Cost:
 
 
 def _once(name: str, folder: Path, *more: int | str) -> Cost:
-    # With -P this file does not stand in for the standard library's module of its name.
-    command = [sys.executable, "-P", __file__, "--child", name, str(folder), *map(str, more)]
+    command = [sys.executable, __file__, "--child", name, str(folder), *map(str, more)]
     began = time.perf_counter()
     child = subprocess.Popen(command)
     _, status, used = os.wait4(child.pid, 0)
@@ -293,32 +280,10 @@ def of_days(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield Row("first over daily look, imports apart, in cpu seconds", ratio, "×")
 
 
-def main() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--folder", type=Path, help="where temporary folders are made")
-    asked = parser.parse_args()
-    console, rows = Console(), []
-    table = Table("what", "value", "unit", "aim", "met")
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        for row in run(QUICK if asked.quick else FULL, Path(folder)):
-            rows.append(row)
-            met = {True: "yes", False: "no", None: ""}[row.met]
-            table.add_row(row.what, f"{row.value:,.2f}", row.unit, row.aim, met)
-    console.print(table)
-    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-
-
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         name, place, *more = sys.argv[2:]
         numbers = [int(word) if word.isdigit() else word for word in more]
         PARTS[name](Path(place), *numbers)
     else:
-        main()
+        main(__doc__.partition("\n")[0], run, FULL, QUICK, decimals=2)

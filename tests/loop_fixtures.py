@@ -20,7 +20,6 @@ from homeostat.report import FileReporter
 from homeostat.schema import Schema
 from homeostat.scoring import Scorer
 from homeostat.testing import START, FakeClock, drifting_stream, label_rows, served_rows
-from homeostat.train import ScriptTrainer
 
 DAY = timedelta(days=1)
 DAYS = 70
@@ -69,7 +68,7 @@ SABOTAGED = TRAIN.replace(
 
 
 class InProcess:
-    """An engine without a child, for processes that are killed on purpose."""
+    """An engine without a child, for what needs none and for processes that are killed."""
 
     def run(self, function, *args, **kwargs):
         return function(*args, **kwargs)
@@ -134,13 +133,7 @@ def turning(root: Path, engine: LocalEngine | InProcess, day: float, **overrides
     here = project(root, **overrides)
     chosen = here.settings
     with here.loop(clock=FakeClock(START + day * DAY)) as loop:
-        trainer = ScriptTrainer(
-            engine,
-            script=chosen.path(str(chosen.training.script)),
-            project=chosen.project,
-            training=chosen.training,
-            block=chosen.monitor.block,
-        )
+        trainer = here.trainer(engine)
         reporter = FileReporter(chosen.path("reports"), CountingEngine(), sample=2_000, seed=0)
         yield replace(loop, trainer=trainer, reporter=reporter)
 

@@ -1,4 +1,4 @@
-"""Evidence as the monitor gives it, of columns with names of all kinds."""
+"""Evidence as the monitor gives it: of a calm window, and of columns with names of all kinds."""
 
 from __future__ import annotations
 
@@ -39,20 +39,34 @@ def shape(name, levels=("a", "b")):
     return Shape(name, (*levels, "null"), rising, rising[::-1])
 
 
-def evidence(names=NAMES, **changed):
+def calm(**changed):
+    """Evidence of a week in which nothing moved and no label came."""
     known = Evidence(
         window=Window(NOW - timedelta(days=7), NOW),
         release="a" * 64,
-        state=State.DRIFT,
-        data_drift=True,
+        state=State.STABLE,
+        data_drift=False,
         carried_over=False,
-        hurts=Hurts.YES,
-        reason=f"{len(names)} of {len(names)} columns drifted, most of all {names[0]!r}.",
+        hurts=Hurts.UNKNOWN,
+        reason="Nothing moved.",
         rows=700,
-        labelled=600,
-        refused=3,
+        labelled=0,
+        refused=0,
         reference_rows=10_000,
         reference_blocks=100,
+        created_at=NOW,
+    )
+    return replace(known, **changed)
+
+
+def evidence(names=NAMES, **changed):
+    known = calm(
+        state=State.DRIFT,
+        data_drift=True,
+        hurts=Hurts.YES,
+        reason=f"{len(names)} of {len(names)} columns drifted, most of all {names[0]!r}.",
+        labelled=600,
+        refused=3,
         columns=tuple(drift(name, 0.2 + place / 1_000) for place, name in enumerate(names)),
         findings=(Finding("null_spike", "warn", names[0], 0.2, 0.1, f"Nulls of {names[0]!r}."),),
         prediction_drift=drift("prediction", 0.05),
@@ -60,7 +74,6 @@ def evidence(names=NAMES, **changed):
             "log_loss", Interval(0.5, 0.4, 0.6, 500, 7), Interval(0.4, None, None, 900, 9), {}
         ),
         evidently={"dataset_drift": True, "drifted_share": 1.0, "columns": {}},
-        created_at=NOW,
         shapes=tuple(shape(name, names[:4]) for name in names),
         importance=dict.fromkeys(names, 0.01),
     )

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from homeostat.alerts import WELL, NoAlerts, alerts, standings, tell
+from homeostat.alerts import NoAlerts, alerts, standings, tell
 from homeostat.audit import ChainAudit
 from homeostat.errors import SettingsError
 from homeostat.records import Sent
@@ -141,12 +141,9 @@ def test_a_state_that_stays_is_told_once_and_again_when_it_is_well(receiver, aud
     ("ill", "well", "bad", "good"),
     [
         ([decided("stable"), SEAL], [decided("stable")], "could not be sealed", "sealed again"),
-        (
-            [decided("broken_data", "stop_and_call")],
-            [decided("broken_data")],
-            "a human is needed",
-            "no human is needed any more",
-        ),
+        ([decided("broken_data", "stop_and_call")], [decided("stable")], "human", "stable"),
+        ([decided("stable", "stop_and_call")], [decided("stable")], "human", "stable"),
+        ([decided(None, "stop_and_call")], [decided("stable")], "human", "stable"),
         (
             [("not_promoted", {"release": RELEASE, "reason": "no key"})],
             [("promoted", {"release": RELEASE})],
@@ -163,6 +160,32 @@ def test_every_subject_that_can_fail_is_told_of_once_and_when_it_is_well_again(
     assert turn(audit, told, url, *ill) == []
     assert sum(good in title for title in turn(audit, told, url, *well)) == 1
     assert turn(audit, told, url, *well) == []
+
+
+def test_broken_data_is_one_message_with_the_reason_why_a_human_is_called(receiver, audit):
+    url, told = receiver
+    assert turn(audit, told, url, decided("broken_data", "stop_and_call")) == [
+        "rides: a human is needed"
+    ]
+    assert told[-1]["message"] == "So stop_and_call."
+    assert turn(audit, told, url, ("monitored", look("broken_data"))) == []
+    assert turn(audit, told, url, decided("insufficient_data")) == ["rides: insufficient_data"]
+
+
+def test_broken_data_that_was_told_by_a_look_alone_is_not_told_again_by_the_call(receiver, audit):
+    url, told = receiver
+    assert turn(audit, told, url, ("monitored", look("broken_data"))) == ["rides: broken_data"]
+    assert turn(audit, told, url, decided("broken_data", "stop_and_call")) == []
+    assert turn(audit, told, url, decided("stable")) == ["rides: stable"]
+
+
+def test_what_an_earlier_version_told_of_a_human_is_told_no_more(receiver, audit):
+    url, told = receiver
+    for subject, state in (("monitor", "broken_data"), ("human", "needed")):
+        line = {"subject": subject, "state": state, "taken": 1, "problems": []}
+        audit.write("told", NOW, line)
+    assert turn(audit, told, url, decided("broken_data", "stop_and_call")) == []
+    assert turn(audit, told, url, decided("stable")) == ["rides: stable"]
 
 
 def test_each_release_that_serves_is_told_of_once(receiver, audit):
@@ -226,6 +249,4 @@ def test_an_alert_or_a_chain_that_breaks_fails_no_turn(audit, caplog):
 def test_a_turn_without_a_look_leaves_what_is_known_of_the_monitor(audit):
     for kind, body in (decided("drift"), decided(None)):
         audit.write(kind, NOW, body)
-    found = standings(audit.lines())
-    assert found["monitor"].state == "drift"
-    assert found["human"].state == WELL
+    assert standings(audit.lines())["monitor"].state == "drift"

@@ -86,6 +86,25 @@ def test_empty_and_single_row_windows_are_too_little(count):
     assert found.carried_over
 
 
+@pytest.mark.parametrize("extreme", [{}, {"temp": pa.array([1e9]), "city": pa.array(["Bern"])}])
+def test_a_single_row_tells_no_drift_even_where_settings_take_it_as_enough(extreme):
+    found = look(rows(1, **extreme), min_rows=1)
+    assert found.state is State.INSUFFICIENT_DATA
+    assert (found.data_drift, found.carried_over) == (False, True)
+    assert found.reason == "The window holds 1 rows; 2 are needed to compare."
+
+
+def test_an_empty_window_is_too_little_even_where_settings_take_one_row_as_enough():
+    assert look(rows(0), min_rows=1).state is State.INSUFFICIENT_DATA
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_a_handful_of_ordinary_rows_is_no_drift_where_settings_take_it_as_enough(count):
+    found = [look(rows(count, seed=seed), min_rows=1) for seed in range(100, 110)]
+    assert {each.state for each in found} == {State.STABLE}
+    assert not any(each.joint_drift.drifted for each in found)
+
+
 @pytest.mark.parametrize(
     ("column", "values", "expected"),
     [

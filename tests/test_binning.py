@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from homeostat.bins import Bins
 from homeostat.errors import SchemaError
-from homeostat.profile import EPOCH, Profile
+from homeostat.profile import Profile
+from homeostat.records import EPOCH
 from homeostat.schema import TIMESTAMP, Feature
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from journal_fixtures import replaced, to_load
 
 from homeostat import blocks
 from homeostat.blocks import Kept
@@ -31,16 +31,10 @@ WINDOW = Window(START, START + DAYS * DAY)
 LAST = START + (DAYS - 1) * DAY
 
 
-def changed(rows, name, values):
-    place = rows.schema.get_field_index(name)
-    field = rows.schema.field(place)
-    return rows.set_column(place, field, [pa.array(values, field.type)])
-
-
 ROWS = served_rows(FRAME, SCHEMA)
-ROWS = changed(ROWS, "source", ["serve"] * 60)
-ROWS = changed(ROWS, "model_version", ["old"] * 20 + ["new"] * 40)
-ROWS = changed(ROWS, "recorded_at", ROWS["occurred_at"].to_pylist())
+ROWS = replaced(ROWS, "source", "serve")
+ROWS = replaced(ROWS, "model_version", ["old"] * 20 + ["new"] * 40)
+ROWS = replaced(ROWS, "recorded_at", ROWS["occurred_at"].to_pylist())
 
 
 class Watched(FileJournal):
@@ -98,7 +92,7 @@ def test_a_new_day_is_all_that_is_scanned(look):
 
 def test_a_row_that_comes_late_has_its_day_counted_again(journal, look):
     late = ROWS.slice(0, 1)
-    late = changed(changed(late, "prediction_id", ["late"]), "recorded_at", [WINDOW.end])
+    late = replaced(replaced(late, "prediction_id", "late"), "recorded_at", WINDOW.end)
     look()
     journal.append(late)
     assert look() == [0]
@@ -110,9 +104,8 @@ def test_a_row_that_comes_late_has_its_day_counted_again(journal, look):
 
 def test_an_import_has_its_days_counted_again(journal, look):
     look()
-    new = changed(ROWS.slice(30, 1), "prediction_id", ["brought"])
-    new = new.append_column("label", pa.nulls(1, pa.string()))
-    journal.load(new.append_column("labelled_at", new["occurred_at"]), exported=True)
+    new = replaced(ROWS.slice(30, 1), "prediction_id", "brought")
+    journal.load(to_load(new, None), exported=True)
     assert look() == [3]
 
 
@@ -137,8 +130,8 @@ def test_labels_have_nothing_counted_again(journal, look):
 
 def test_what_comes_before_a_scan_is_not_kept_as_what_was_there_before(journal, look, tmp_path):
     """Once it is erased the day is as it was, and so is the day's mark."""
-    late = changed(ROWS.slice(0, 1), "prediction_id", ["meanwhile"])
-    journal.meanwhile = changed(late, "recorded_at", [WINDOW.end])
+    late = replaced(ROWS.slice(0, 1), "prediction_id", "meanwhile")
+    journal.meanwhile = replaced(late, "recorded_at", WINDOW.end)
     kept = Kept(journal, tmp_path / "kept")
     served, _ = kept.profiles(WINDOW, SCHEMA, block=DAY, model="new")
     assert served.rows == 61

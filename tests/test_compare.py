@@ -51,6 +51,14 @@ def test_rows_in_another_order_give_the_same_bits():
     assert compare(*mixed, time="at").to_json() == compare(OLD, now, time="at").to_json()
 
 
+@pytest.mark.parametrize("sides", [(OLD, OLD.head(1)), (OLD.head(1), OLD)])
+@pytest.mark.parametrize("time", ["at", None])
+def test_a_single_row_on_either_side_is_too_little_whatever_is_asked_for(sides, time):
+    frames = sides if time else map(untimed, sides)
+    found = compare(*frames, time=time, min_rows=1)
+    assert (found.verdict, found.drifted) == ("insufficient_data", ())
+
+
 def test_days_that_differ_by_nature_drift_only_where_rows_are_taken_as_independent():
     now = frame(7, seed=2)
     found = compare(OLD, now, time="at")
@@ -157,11 +165,12 @@ def test_whatever_the_columns_hold_there_is_a_verdict_with_finite_numbers(
     reference = odd(kinds, before, per_day, seed, current=False)
     current = odd(kinds, after, per_day, seed + 1, current=True)
     found = compare(reference, current, time="at", min_rows=1)
-    assert found.verdict in {"drift", "stable"}
+    single = min(before, after) * per_day == 1
+    assert found.verdict in ({"insufficient_data"} if single else {"drift", "stable"})
     for column in (*found.columns, *([found.joint] if found.joint else [])):
         assert 0 <= column.distance <= 1
         assert 0 <= column.adjusted_p_value <= 1
         assert column.drifted == (column.distance > column.threshold)
     assert "NaN" not in found.to_json()
     same = compare(reference, reference, time="at", min_rows=1)
-    assert same.verdict == "stable"
+    assert same.verdict == ("insufficient_data" if before * per_day == 1 else "stable")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_fixtures import calm, drift
 
 from homeostat.decide import asked, decide, policy
 from homeostat.records import (
@@ -28,35 +29,21 @@ from homeostat.settings import Decide
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 RULE = Decide(cooldown=28 * DAY)
-CHAMPION = "a" * 64
 NEVER, LONG_AGO, LATELY = Past(), Past(NOW - 31 * DAY), Past(NOW - 5 * DAY)
 
 
-def column(name, distance, threshold=0.12):
-    return ColumnDrift(name, "ks", distance, threshold, 0.01, 0.02, distance > threshold, 0.1, 12)
-
-
-QUIET = Evidence(
+QUIET = calm(
     window=Window(NOW - 7 * DAY, NOW),
-    release=CHAMPION,
-    state=State.STABLE,
-    data_drift=False,
-    carried_over=False,
-    hurts=Hurts.UNKNOWN,
     reason="The monitor has spoken.",
-    rows=6_000,
-    labelled=5_000,
-    refused=3,
-    reference_rows=27_000,
-    reference_blocks=31,
-    columns=(column("dep_hour", 0.05), column("carrier", 0.02)),
+    columns=(drift("dep_hour", 0.05), drift("carrier", 0.02)),
 )
+CHAMPION = QUIET.release
 DRIFT = replace(
     QUIET,
     state=State.DRIFT,
     data_drift=True,
     columns=tuple(
-        column(*c)
+        drift(*c, 0.12)
         for c in [
             ("temp", 0.2),
             ("dep_hour", 0.31),
@@ -186,7 +173,7 @@ def test_the_reason_for_a_call_names_the_blocking_findings_only():
 
 
 def test_where_evidently_called_a_column_drifted_its_reason_stands_for_ours():
-    small = replace(column("carrier", 0.02), drifted=True)
+    small = replace(drift("carrier", 0.02), drifted=True)
     decision = decide(replace(DRIFT, columns=(small,)), NEVER, NOW, RULE)
     assert decision.trigger == "drift"
     assert "The monitor has spoken" in decision.reason
@@ -194,7 +181,7 @@ def test_where_evidently_called_a_column_drifted_its_reason_stands_for_ours():
 
 
 def test_drift_of_the_predictions_alone_is_named():
-    evidence = replace(DRIFT, columns=(), prediction_drift=column("prediction", 0.4))
+    evidence = replace(DRIFT, columns=(), prediction_drift=drift("prediction", 0.4, 0.12))
     assert decide(evidence, NEVER, NOW, RULE).reason.startswith(
         "The predictions drifted (0.40 > 0.12)"
     )

@@ -12,8 +12,8 @@ from scipy import stats
 
 from homeostat.infer import infer
 from homeostat.monitor.drift import drift
-from homeostat.profile import EPOCH, Column, Profile
-from homeostat.records import Window
+from homeostat.profile import Column, Profile
+from homeostat.records import EPOCH, Window
 from homeostat.schema import TIMESTAMP, Target
 
 DAY = timedelta(days=1)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 import pytest
+from journal_fixtures import KilledError, Steps, ids, opened
 from loop_fixtures import project
 
 from homeostat import cli, files
@@ -18,7 +19,6 @@ from homeostat.doctor import examine
 from homeostat.entries import Erased
 from homeostat.errors import JournalError
 from homeostat.gate import unjudged
-from homeostat.journal import FileJournal
 from homeostat.journal.history import DeltaLog
 from homeostat.journal.jsonl import JsonLines
 from homeostat.journal.labels import Labels
@@ -29,7 +29,6 @@ from homeostat.release import FileReleases
 from homeostat.signing import signing_key
 from homeostat.testing import (
     START,
-    FakeClock,
     drifting_stream,
     label_rows,
     schema_of,
@@ -47,21 +46,17 @@ LATE = TrainingRows(10, START + 2.5 * DAY, START + 3 * DAY, START + 90 * DAY, "0
 UNSEEN = TrainingRows(10, START, START + 3 * DAY, START - DAY, "0" * 64)
 
 
-def opened(folder):
-    return FileJournal(folder, clock=FakeClock(START))
-
-
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
     """Forty rows in history, twenty in the tail; labels of every second one in both."""
     folder = tmp_path_factory.mktemp("filled") / "logs"
     journal = opened(folder)
-    ids = ROWS.column("prediction_id").to_pylist()
+    names = ids(ROWS)
     journal.append(ROWS.slice(0, 40))
-    journal.label(label_rows(ids[1:40:2], ["0"] * 20, START))
+    journal.label(label_rows(names[1:40:2], ["0"] * 20, START))
     journal.seal(NOW)
     journal.append(ROWS.slice(40))
-    journal.label(label_rows(ids[1::2], ["1"] * 30, START))
+    journal.label(label_rows(names[1::2], ["1"] * 30, START))
     return folder
 
 
@@ -129,7 +124,7 @@ def test_rows_are_found_by_a_condition_in_tail_and_history(folder, where, chosen
     journal = opened(folder)
     wanted = [row["prediction_id"] for row in ROWS.to_pylist() if not chosen(row)]
     assert journal.erase(NOW, where=where).rows == 60 - len(wanted)
-    assert journal.read().column("prediction_id").to_pylist() == wanted
+    assert ids(journal.read()) == wanted
     assert not list(folder.glob(".where-*"))
 
 
@@ -142,11 +137,11 @@ def test_features_that_differ_only_in_case_are_each_found_by_their_own_name(tmp_
     journal.append(rows.slice(0, sealed))
     journal.seal(NOW)
     journal.append(rows.slice(sealed))
-    ids = rows.column("prediction_id").to_pylist()
+    names = ids(rows)
     assert journal.erase(NOW, where="Amount = 1 OR GAP = 2").rows == 2
-    assert journal.read().column("prediction_id").to_pylist() == ids[1:4] + ids[5:]
+    assert ids(journal.read()) == names[1:4] + names[5:]
     assert journal.erase(NOW, where="amount > -100 AND \"Source\" = 'x'").rows == 1
-    assert journal.read().column("prediction_id").to_pylist() == [ids[1], ids[3], ids[5]]
+    assert ids(journal.read()) == names[1:6:2]
     assert journal.erase(NOW, where="Source = 'x' OR source <> 'live'").rows == 0
 
 
@@ -184,10 +179,6 @@ def test_what_nobody_agreed_to_changes_no_file(folder):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-class KilledError(BaseException):
-    pass
-
-
 STEPS = [
     (files, "write"),
     (DeltaLog, "_commit"),
@@ -202,40 +193,13 @@ STEPS = [
 
 @pytest.mark.parametrize("asked", [{"ids": GONE}, {"where": f"prediction_id IN {tuple(GONE)}"}])
 def test_killed_at_any_step_the_same_call_finishes_it(filled, tmp_path, monkeypatch, asked):
-    taken, hook = [], [lambda: None]
+    steps, trainings, killed = Steps(monkeypatch, STEPS), {"early": EARLY}, 0
 
-    def stepping(original, name):
-        def step(*args, **kwargs):
-            taken.append(f"before {name}")
-            hook[0]()
-            result = original(*args, **kwargs)
-            taken.append(f"after {name}")
-            hook[0]()
-            return result
+    def erase(folder):
+        opened(folder).erase(NOW, **asked, trainings=trainings)
 
-        return step
-
-    for owner, name in STEPS:
-        monkeypatch.setattr(owner, name, stepping(getattr(owner, name), name))
-    shutil.copytree(filled, tmp_path / "whole")
-    opened(tmp_path / "whole").erase(NOW, **asked)
-    count = len(taken)
-    assert count > 20
-    for number in range(count):
-        folder = tmp_path / str(number)
-        shutil.copytree(filled, folder)
-        taken.clear()
-
-        def kill(number=number):
-            if len(taken) > number:
-                hook[0] = lambda: None
-                raise KilledError
-
-        hook[0] = kill
-        trainings = {"early": EARLY}
-        with pytest.raises(KilledError):
-            opened(folder).erase(NOW, **asked, trainings=trainings)
-        last = taken[-1]
+    for last, folder in steps.killed_at_each(erase, filled, tmp_path):
+        killed += 1
         begun = opened(folder).unfinished()
         finish = begun[0].id if begun else None  # it may not have come to the note of its begin
         opened(folder).erase(NOW, **asked, trainings=trainings, finish=finish)
@@ -244,7 +208,7 @@ def test_killed_at_any_step_the_same_call_finishes_it(filled, tmp_path, monkeypa
         assert holding(folder, "'someone-45'") == [], last
         assert journal.erased() == {"early": NOW}, last
         assert journal.unfinished() == [], last
-        shutil.rmtree(folder)
+    assert killed > 20
 
 
 @pytest.fixture

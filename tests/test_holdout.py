@@ -8,7 +8,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homeostat.holdout import TICK, before, everything, hold_out
+from homeostat.holdout import before, everything, hold_out
+from homeostat.records import MICROSECOND
 from homeostat.schema import TIMESTAMP
 from homeostat.settings import Gate, Training
 from homeostat.testing import START
@@ -77,7 +78,7 @@ def test_the_order_of_rows_does_not_matter(hours, random):
 def test_the_window_ends_just_after_the_newest_row_and_is_as_long_as_asked():
     found = split(range(100))
     assert found.problem == ""
-    assert found.window.end == START + 99 * HOUR + TICK
+    assert found.window.end == START + 99 * HOUR + MICROSECOND
     assert found.window.length == GATE.window
     assert (found.training.num_rows, found.fresh.num_rows) == (52, 48)
 
@@ -101,7 +102,7 @@ def test_before_leaves_the_moment_itself_out():
 def test_everything_trains_and_nothing_judges():
     found = everything(rows([1, 2, 3]))
     assert (found.training.num_rows, found.fresh.num_rows, found.problem) == (3, 0, "")
-    assert found.window.start == START + 3 * HOUR + TICK
+    assert found.window.start == START + 3 * HOUR + MICROSECOND
     empty = everything(rows([]))
     assert empty.problem
     assert empty.window.start == datetime(1970, 1, 1, tzinfo=UTC)

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from journal_fixtures import replaced, to_load
 
 from homeostat.entries import Appended, Labelled, Refusal
 from homeostat.errors import ConflictError, JournalError
 from homeostat.journal import FileJournal, tail
-from homeostat.schema import TIMESTAMP, Feature, Schema, Target
+from homeostat.schema import Feature, Schema, Target
 from homeostat.testing import (
     START,
     FakeClock,
@@ -52,17 +53,6 @@ def schema():
 @pytest.fixture
 def rows(schema):
     return served_rows(drifting_stream(40, seed=3), schema)
-
-
-def with_column(rows, name, value):
-    column = pa.repeat(pa.scalar(value, rows.schema.field(name).type), rows.num_rows)
-    return rows.set_column(rows.column_names.index(name), rows.schema.field(name), column)
-
-
-def to_load(rows, labels, at=None):
-    times = pa.array([at] * rows.num_rows, TIMESTAMP)
-    table = rows.append_column("label", pa.array(labels, pa.string()))
-    return table.append_column("labelled_at", times)
 
 
 class TestFileJournalKeepsTheContract(JournalContract):
@@ -103,7 +93,7 @@ def test_any_value_survives_the_round_trip(values, name):
 
 
 def test_the_first_line_names_the_columns_and_null_differs_from_empty(journal, folder, rows):
-    row = with_column(with_column(rows.slice(0, 1), "city", ""), "gap", None)
+    row = replaced(replaced(rows.slice(0, 1), "city", ""), "gap", None)
     journal.append(row)
     header, line = (folder / "predictions.csv").read_text().splitlines()
     assert header.split(",")[:3] == ['"prediction_id"', '"occurred_at"', '"recorded_at"']
@@ -156,7 +146,7 @@ def test_a_column_that_changed_its_kind_reads_as_null_where_it_was_another(journ
 def test_one_call_may_repeat_an_id_but_not_with_other_content(journal, rows):
     twice = pa.concat_tables([rows.slice(0, 3), rows.slice(1, 1)])
     assert journal.append(twice) == Appended(written=3, repeated=1)
-    differing = pa.concat_tables([rows.slice(7, 1), with_column(rows.slice(7, 1), "amount", 9.5)])
+    differing = pa.concat_tables([rows.slice(7, 1), replaced(rows.slice(7, 1), "amount", 9.5)])
     with pytest.raises(ConflictError):
         journal.append(differing)
     assert journal.read().num_rows == 3
@@ -165,7 +155,7 @@ def test_one_call_may_repeat_an_id_but_not_with_other_content(journal, rows):
 def test_another_prediction_for_the_same_features_is_a_repetition(journal, rows):
     """A client that asks again after a hot swap is no liar."""
     journal.append(rows)
-    again = with_column(with_column(rows, "model_version", "m2"), "prediction", "0")
+    again = replaced(replaced(rows, "model_version", "m2"), "prediction", "0")
     assert journal.append(again) == Appended(0, 40)
     assert set(journal.read().column("model_version").to_pylist()) == {"m1"}
 
@@ -173,7 +163,7 @@ def test_another_prediction_for_the_same_features_is_a_repetition(journal, rows)
 def test_the_same_features_at_another_time_are_a_conflict(journal, rows):
     journal.append(rows)
     with pytest.raises(ConflictError):
-        journal.append(with_column(rows, "occurred_at", START - DAY))
+        journal.append(replaced(rows, "occurred_at", START - DAY))
 
 
 def test_known_rows_are_found_in_the_order_asked_for(journal, folder, rows):
@@ -205,7 +195,7 @@ def test_rows_in_pieces_some_of_them_empty_are_written_as_they_are(journal, rows
 
 
 def test_long_values_and_long_files_are_read_in_pieces(journal, folder, rows, monkeypatch):
-    long = with_column(rows.slice(0, 3), "city", 'long, "and"\nwide' * 400_000)
+    long = replaced(rows.slice(0, 3), "city", 'long, "and"\nwide' * 400_000)
     journal.append(rows.slice(3))
     journal.append(long)
     monkeypatch.setattr(tail, "_CHUNK", 1_000)
@@ -216,7 +206,7 @@ def test_long_values_and_long_files_are_read_in_pieces(journal, folder, rows, mo
 
 def test_rows_that_the_journal_cannot_hold_are_refused(journal, rows):
     with pytest.raises(JournalError, match="'prediction_id' must be given"):
-        journal.append(with_column(rows, "prediction_id", None))
+        journal.append(replaced(rows, "prediction_id", None))
     with pytest.raises(JournalError, match="lack the columns 'source'"):
         journal.append(rows.drop_columns(["source"]))
     with pytest.raises(JournalError, match="'when' is neither"):
@@ -270,16 +260,16 @@ def test_the_last_label_wins_even_when_the_clock_was_set_back(journal, rows, clo
 def test_a_correction_by_feedback_is_not_undone_by_loading_the_old_label_again(
     journal, rows, clock
 ):
-    old = to_load(rows, ["0"] * 40)
+    old = to_load(rows, "0", None)
     journal.load(old)
     journal.label(label_rows(["id-0"], ["1"], START))
-    journal.load(with_column(old, "recorded_at", clock.advance(DAY)))
+    journal.load(replaced(old, "recorded_at", clock.advance(DAY)))
     assert journal.read().column("label").to_pylist() == ["1"] + ["0"] * 39
 
 
 def test_a_load_that_brings_another_label_adds_a_version(journal, rows, clock):
-    journal.load(to_load(rows, ["0"] * 40, START))
-    newer = to_load(with_column(rows, "recorded_at", clock.now()), ["1"] + ["0"] * 39, START + DAY)
+    journal.load(to_load(rows, "0", START))
+    newer = to_load(replaced(rows, "recorded_at", clock.now()), ["1"] + ["0"] * 39, START + DAY)
     assert journal.load(newer) == (Appended(0, 40), Labelled(1, 39, 1))
     assert journal.load(newer) == (Appended(0, 40), Labelled(0, 40, 0))
     assert journal.read().column("label").to_pylist() == ["1"] + ["0"] * 39
@@ -287,7 +277,7 @@ def test_a_load_that_brings_another_label_adds_a_version(journal, rows, clock):
 
 
 def test_a_load_cut_off_between_rows_and_labels_ends_the_same_when_run_again(journal, folder, rows):
-    table = to_load(rows, ["1"] * 40)
+    table = to_load(rows, "1", None)
     obstacle = folder / "history" / "labels"
     obstacle.parent.mkdir(parents=True)
     obstacle.write_text("a file where a folder belongs")

@@ -14,6 +14,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from journal_fixtures import replaced, to_load
 
 from homeostat.entries import Appended, Labelled
 from homeostat.errors import JournalError
@@ -62,25 +63,13 @@ def small(monkeypatch):
     monkeypatch.setattr(snapshot, "HELD", 0)
 
 
-def to_load(rows, labels=None):
-    labels = pa.array(labels or ["1"] * rows.num_rows, pa.string())
-    return rows.append_column("label", labels).append_column("labelled_at", rows["occurred_at"])
-
-
-def at_one_time(rows):
-    place = rows.schema.get_field_index("occurred_at")
-    return rows.set_column(
-        place, rows.schema.field(place), pa.repeat(pa.scalar(START, TIMESTAMP), rows.num_rows)
-    )
-
-
 def files(folder, table="predictions"):
     paths = DeltaTable(folder / "history" / table).file_uris()
     return [path.split(f"/{table}/")[1] for path in paths]
 
 
 def test_history_lies_in_compressed_files_by_day_sorted_by_time_and_id(journal, folder):
-    journal.load(to_load(ROWS.take(pa.array(range(399, -1, -1)))))
+    journal.load(to_load(ROWS.take(pa.array(range(399, -1, -1))), "1"))
     names = files(folder)
     assert len(names) == 28
     table = folder / "history" / "predictions"
@@ -99,7 +88,7 @@ def test_history_lies_in_compressed_files_by_day_sorted_by_time_and_id(journal, 
 
 def test_duckdb_and_polars_read_the_tables_and_get_what_the_journal_gives(journal, folder, clock):
     journal.append(ROWS.slice(0, 200))
-    journal.load(to_load(ROWS.slice(200)))
+    journal.load(to_load(ROWS.slice(200), "1"))
     journal.label(label_rows(["id-0", "id-1"], ["0", "1"], START + DAY))
     journal.seal(clock.advance(90 * DAY))
     mine = journal.read(schema=SCHEMA)
@@ -120,7 +109,7 @@ def test_duckdb_and_polars_read_the_tables_and_get_what_the_journal_gives(journa
 
 
 def test_a_scan_in_small_pieces_gives_what_one_read_gives(journal, folder, clock, small):
-    journal.load(to_load(ROWS.slice(0, 250)))
+    journal.load(to_load(ROWS.slice(0, 250), "1"))
     journal.append(ROWS.slice(250, 100))
     journal.seal(clock.advance(90 * DAY))
     journal.append(ROWS.slice(350))
@@ -143,7 +132,7 @@ def test_a_scan_in_small_pieces_gives_what_one_read_gives(journal, folder, clock
 
 
 def test_rows_of_one_single_time_come_in_pieces_by_id(journal, small):
-    journal.load(to_load(at_one_time(ROWS)))
+    journal.load(to_load(replaced(ROWS, "occurred_at", START), "1"))
     pieces = list(journal.scan(schema=SCHEMA))
     assert max(piece.num_rows for piece in pieces) <= 100
     ids = pa.concat_tables(pieces).column("prediction_id").to_pylist()
@@ -167,7 +156,7 @@ def test_pieces_follow_one_another_without_gap_or_overlap(grains, low, high):
 
 
 def test_a_window_reads_only_the_files_of_its_days(journal, folder):
-    journal.load(to_load(ROWS))
+    journal.load(to_load(ROWS, "1"))
     for day in (5, 20):
         for name in files(folder):
             if name.startswith(f"day={(START + day * DAY).date()}"):
@@ -179,11 +168,11 @@ def test_a_window_reads_only_the_files_of_its_days(journal, folder):
 
 
 def test_new_columns_are_merged_and_those_of_another_kind_lie_beside(journal, folder):
-    journal.load(to_load(ROWS.drop_columns(["gap"]).slice(0, 10)))
-    journal.load(to_load(ROWS.slice(10, 10)))
+    journal.load(to_load(ROWS.drop_columns(["gap"]).slice(0, 10), "1"))
+    journal.load(to_load(ROWS.slice(10, 10), "1"))
     place = ROWS.schema.get_field_index("amount")
     retyped = ROWS.set_column(place, "amount", pa.repeat("many", 400))
-    journal.load(to_load(retyped.slice(20, 10)))
+    journal.load(to_load(retyped.slice(20, 10), "1"))
     for reader in (journal, FileJournal(folder)):
         back = reader.read()
         assert back.column("gap").slice(0, 10).null_count == 10
@@ -198,7 +187,7 @@ def test_features_named_like_the_partition_or_alike_but_for_case_come_back(journ
     for name, source in columns.items():
         rows = rows.append_column(name, ROWS.column(source))
     rows = rows.set_column(9, "Day", ROWS.column("member"))
-    journal.load(to_load(rows))
+    journal.load(to_load(rows, "1"))
     back = journal.read()
     for name in columns:
         assert back.column(name).to_pylist() == rows.column(name).to_pylist(), name
@@ -260,7 +249,7 @@ def test_of_rows_that_came_later_the_labels_count_from_their_own_time(journal, c
     clock.advance(300 * DAY)
     journal.append(rows.slice(0, 10))
     journal.label(label_rows(["id-0"], ["1"], START + 2 * DAY))
-    journal.load(to_load(rows.slice(10, 10)))
+    journal.load(to_load(rows.slice(10, 10), "1"))
     for _ in range(2):
         then = journal.read(as_of=START + 3 * DAY).column("label").to_pylist()
         assert then == ["1", *[None] * 9, *["1"] * 10]
@@ -281,7 +270,7 @@ def test_the_last_label_wins_when_the_clock_was_set_back_between_import_and_feed
         at = pa.repeat(pa.scalar(clock.now(), TIMESTAMP), 2)
         place = ROWS.schema.get_field_index("recorded_at")
         rows = ROWS.slice(0, 2).set_column(place, ROWS.schema.field(place), at)
-        journal.load(to_load(rows, [label] * 2))
+        journal.load(to_load(rows, label))
 
     hour = timedelta(hours=1)
     clock.advance(10 * DAY)
@@ -310,7 +299,7 @@ def test_one_clock_that_was_years_ahead_hides_no_later_label(journal, clock):
 
 
 def test_loading_again_what_feedback_corrected_and_history_sealed_undoes_nothing(journal, clock):
-    old = to_load(ROWS.slice(0, 40), ["0"] * 40)
+    old = to_load(ROWS.slice(0, 40), "0")
     journal.load(old)
     clock.advance(DAY)
     journal.label(label_rows(["id-0"], ["1"], START))
@@ -338,7 +327,7 @@ def test_a_history_without_partitions_is_read_and_the_next_import_partitions_it(
     before = journal.read(schema=SCHEMA)
     assert before.select(ROWS.column_names).equals(ROWS.slice(0, 30))
     assert before.column("label").to_pylist() == ["1"] + [None] * 29
-    journal.load(to_load(ROWS.slice(30, 30)))
+    journal.load(to_load(ROWS.slice(30, 30), "1"))
     assert all(name.startswith("day=") for name in files(folder) + files(folder, "labels"))
     after = FileJournal(folder).read(schema=SCHEMA)
     assert after.slice(0, 30).equals(before)
@@ -346,7 +335,7 @@ def test_a_history_without_partitions_is_read_and_the_next_import_partitions_it(
 
 
 def test_an_id_that_stands_on_two_days_counts_once(journal, clock):
-    journal.load(to_load(ROWS.slice(0, 10)))
+    journal.load(to_load(ROWS.slice(0, 10), "1"))
     place = ROWS.schema.get_field_index("occurred_at")
     moved = pa.repeat(pa.scalar(START + 20 * DAY, TIMESTAMP), 400)
     journal.append(ROWS.set_column(place, ROWS.schema.field(place), moved).slice(3, 1))
@@ -361,7 +350,7 @@ def test_an_id_that_stands_on_two_days_counts_once(journal, clock):
 
 def test_the_newest_row_of_a_source_is_found_wherever_it_lies(journal, clock, small):
     assert journal.newest(source="live") is None
-    journal.load(to_load(ROWS.slice(0, 300)))
+    journal.load(to_load(ROWS.slice(0, 300), "1"))
     assert journal.newest(source="live") is None
     journal.append(ROWS.slice(300, 20))
     newest = ROWS.column("occurred_at")[319].as_py()
@@ -372,7 +361,7 @@ def test_the_newest_row_of_a_source_is_found_wherever_it_lies(journal, clock, sm
 
 
 def test_what_the_log_tells_of_files_is_what_they_hold(journal, folder):
-    journal.load(to_load(ROWS))
+    journal.load(to_load(ROWS, "1"))
     log = folder / "history" / "predictions" / "_delta_log"
     told = [
         json.loads(line) for path in log.glob("*.json") for line in path.read_text().splitlines()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import fcntl
 import json
 import math
 import os
@@ -658,6 +660,53 @@ def test_rows_that_arrive_while_the_rest_is_copied_are_kept(folder, monkeypatch)
     monkeypatch.setattr(os, "fsync", busy)
     assert tail.cut(portion)
     assert all_ids(tail) == all_ids(other) == ["c", "late"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_labels_that_are_being_written_as_text_hold_up_nobody_and_count_from_when_they_are_filed(
+    folder, monkeypatch, first
+):
+    """While one worker makes its records, one whose clock is an hour ahead files its own."""
+    one, ahead = FileJournal(folder, clock=FakeClock(START)), FakeClock(START + HOUR)
+    other = FileJournal(folder, clock=ahead)
+    if not first:
+        one.label(label_rows(["before"], ["0"], START))
+    records, wait = lines.Encoder.records, [True]
+
+    def slow(self, rows):
+        made = records(self, rows)
+        if wait and any("x" in row for row in rows):
+            wait.clear()
+            if (folder / "labels.lock").exists():
+                with (folder / "labels.lock").open() as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where it is held
+            assert other.label(label_rows(["x"], ["0"], START)) == Labelled(1, 0, 0)
+        return made
+
+    monkeypatch.setattr(lines.Encoder, "records", slow)
+    assert one.label(label_rows(["x", "y"], ["1", "1"], START)) == Labelled(2, 0, 1)
+    with (folder / "labels.csv").open() as file:
+        filed = [row for row in csv.DictReader(file) if row["prediction_id"] != "before"]
+    assert [(row["prediction_id"], row["label"]) for row in filed] == [
+        ("x", "0"), ("x", "1"), ("y", "1"),
+    ]  # fmt: skip
+    assert [row["arrived_at"][11:13] for row in filed] == ["01", "01", "01"]
+    assert [row["recorded_at"][11:13] for row in filed] == ["01", "00", "00"]
+    assert FileJournal(folder).label(label_rows(["x"], ["1"], START)) == Labelled(0, 1, 0)
+
+
+AWKWARD = ['a "b", c', "null", "\\", "\n", "größe", "x\u2028", ""]
+
+
+def test_labels_of_any_text_are_filed_as_they_came_and_known_again(folder):
+    journal = FileJournal(folder, clock=FakeClock(START))
+    names = [f"id {text}" for text in AWKWARD]
+    journal.label(label_rows(names, AWKWARD, START))
+    fresh = FileJournal(folder, clock=FakeClock(START))
+    assert fresh.label(label_rows(names, AWKWARD, START)) == Labelled(0, len(AWKWARD), 0)
+    with (folder / "labels.csv").open(newline="") as file:
+        filed = [(row["prediction_id"], row["label"]) for row in csv.DictReader(file)]
+    assert filed == list(zip(names, AWKWARD, strict=True))
 
 
 def test_labels_have_portions_too(folder):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from journal_fixtures import KilledError
 
 from homeostat.entries import Refusal, Sealed
 from homeostat.errors import JournalError
@@ -77,10 +78,6 @@ def test_a_line_longer_than_one_look_back_is_found_whole(path):
 
 
 # --- folded ---
-
-
-class KilledError(BaseException):
-    """The process is gone."""
 
 
 def refused(folder):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeostat.errors import SchemaError
-from homeostat.profile import EPOCH, PREDICTION, Profile
-from homeostat.records import Window
+from homeostat.profile import PREDICTION, Profile
+from homeostat.records import EPOCH, Window
 from homeostat.schema import TIMESTAMP, Feature, Schema, Target
 
 DAY = timedelta(days=1)

@@ -3,13 +3,14 @@ from datetime import UTC, datetime, timedelta
 import loop_fixtures as fixtures
 import pyarrow as pa
 import pytest
+from report_fixtures import calm
 from typer.testing import CliRunner
 
 from homeostat import quarantine
 from homeostat.cli import app
 from homeostat.errors import HomeostatError
 from homeostat.memory import MemoryAudit
-from homeostat.records import Action, Evidence, Finding, Hurts, State, Window
+from homeostat.records import Action, Finding, State, Window
 from homeostat.schema import TIMESTAMP, Feature, Schema, Target
 
 DAY = timedelta(days=1)
@@ -25,11 +26,9 @@ def days(first, last):
 def evidence(first, last, column=None, *, severity="block", check="null_spike"):
     state = State.BROKEN_DATA if severity == "block" else State.STABLE
     finding = Finding(check, severity, column, 1.0, 0.5, "It is broken.")
-    numbers = {"rows": 1, "labelled": 0, "refused": 0, "reference_rows": 1, "reference_blocks": 1}
-    return Evidence(
-        days(first, last), "r1", state, False, True, Hurts.UNKNOWN, "x", findings=(finding,),
-        **numbers,
-    )  # fmt: skip
+    return calm(
+        window=days(first, last), release="r1", state=state, carried_over=True, findings=(finding,)
+    )
 
 
 def rows():

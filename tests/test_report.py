@@ -1,12 +1,14 @@
 import json
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loop_fixtures import InProcess
+from report_fixtures import NAMES, NOW, calm, drift
 
 from homeostat import report
 from homeostat.draw import harmless
@@ -19,7 +21,6 @@ from homeostat.records import (
     Action,
     ColumnDrift,
     Decision,
-    Evidence,
     Finding,
     Hurts,
     Interval,
@@ -29,14 +30,12 @@ from homeostat.records import (
     Staleness,
     State,
     Verdict,
-    Window,
 )
 from homeostat.report import FileReporter, from_status, summary, to_status
 from homeostat.schema import Feature, Schema, Target
 from homeostat.settings import Monitor
 
-HOSTILE = "</script><img src=x onerror=alert(1)>"
-NOW = datetime(2024, 3, 1, tzinfo=UTC)
+HOSTILE = NAMES[0]
 SCHEMA = Schema(
     (
         Feature("temp", "number"),
@@ -50,34 +49,10 @@ SCHEMA = Schema(
     ),
     Target("y", "binary", "bool", ("false", "true")),
 )
-EVIDENCE = Evidence(
-    window=Window(NOW - timedelta(days=7), NOW),
-    release="a" * 64,
-    state=State.STABLE,
-    data_drift=False,
-    carried_over=False,
-    hurts=Hurts.UNKNOWN,
-    reason="Nothing moved.",
-    rows=700,
-    labelled=0,
-    refused=0,
-    reference_rows=10_000,
-    reference_blocks=100,
-    created_at=NOW,
-)
+EVIDENCE = calm()
 
 
-class Inline:
-    """An engine without a child, for what needs no Evidently."""
-
-    def run(self, function, *args, **kwargs):
-        return function(*args, **kwargs)
-
-    def close(self):
-        pass
-
-
-class Dead(Inline):
+class Dead(InProcess):
     def run(self, function, *args, **kwargs):
         raise EngineError("the child process died <during> draw")
 
@@ -154,7 +129,7 @@ def test_where_evidently_fails_the_html_says_so(tmp_path):
 
 
 def test_no_comparable_column_is_an_error_and_no_exception(tmp_path):
-    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    reporter = FileReporter(tmp_path, InProcess(), sample=300, seed=0)
     nothing = rows(50).select(["empty"])
     assert reporter.evidently(nothing, nothing, SCHEMA) == {
         "error": "there is no column that Evidently can compare."
@@ -220,7 +195,7 @@ def test_evidently_itself_decides_where_settings_say_so(engine, tmp_path, shift,
     assert (tmp_path / evidence.evidently["report"]).stat().st_size > 100_000
 
 
-class Drawing(Inline):
+class Drawing(InProcess):
     """An engine in which only the picture is drawn."""
 
     def run(self, function, *args, **kwargs):
@@ -294,7 +269,7 @@ def test_a_report_that_fails_leaves_the_status_and_says_that_it_failed(tmp_path,
 
 
 def test_where_evidently_was_not_asked_the_html_gives_the_reason(tmp_path):
-    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    reporter = FileReporter(tmp_path, InProcess(), sample=300, seed=0)
     reporter.status(replace(EVIDENCE, reason="Only 3 rows & <none> of them good."))
     page = (tmp_path / "drift_report.html").read_text()
     assert "Only 3 rows &amp; &lt;none&gt; of them good." in page
@@ -302,7 +277,7 @@ def test_where_evidently_was_not_asked_the_html_gives_the_reason(tmp_path):
 
 
 def test_the_status_has_the_keys_of_its_contract(tmp_path):
-    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    reporter = FileReporter(tmp_path, InProcess(), sample=300, seed=0)
     reporter.status(full())
     status = json.loads((tmp_path / "drift_status.json").read_text())
     assert status["schema_version"] == 1
@@ -320,22 +295,21 @@ def test_the_status_has_the_keys_of_its_contract(tmp_path):
 
 
 def full():
-    drift = ColumnDrift(HOSTILE, "ks, blocks", 0.3, 0.1, 1e-5, 1e-4, True, 0.1, 20)
-    calm = ColumnDrift("temp", "tv, rows", 0.05, 0.1, 0.5, 1.0, False, 0.1, 0)
+    moved, still = drift(HOSTILE), drift("temp", 0.05, windows=0)
     interval = Interval(0.5, 0.4, 0.6, 500, 7)
     return replace(
         EVIDENCE,
         state=State.DRIFT,
         data_drift=True,
         hurts=Hurts.YES,
-        columns=(drift, calm),
+        columns=(moved, still),
         findings=(
             Finding("refused_rows", "warn", None, 0.1, 0.05, "10% were refused."),
             Finding("null_spike", "warn", HOSTILE, 0.2, 0.1, "Nulls rose."),
             Finding("empty_column", "block", "gone", 1.0, 0.1, "All null."),
         ),
-        prediction_drift=replace(calm, column="prediction"),
-        joint_drift=replace(drift, column="joint"),
+        prediction_drift=replace(still, column="prediction"),
+        joint_drift=replace(moved, column="joint"),
         false_alarms_per_year=0.52,
         performance=Performance(
             "log_loss",
@@ -383,7 +357,7 @@ def test_a_status_reads_back_as_the_evidence_it_was_made_of(columns, state, judg
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
-    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    reporter = FileReporter(tmp_path, InProcess(), sample=300, seed=0)
     reporter.status(replace(full(), evidently={"columns": {"x": {"value": float("nan")}}}))
     assert reporter.last().evidently == {"columns": {"x": {"value": None}}}
 
@@ -393,7 +367,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
     [b"", b"{", b"[]", b"null", b"\xff", b'{"schema_version": 2}', b'{"schema_version": 1}'],
 )
 def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
-    reporter = FileReporter(tmp_path, Inline(), sample=300, seed=0)
+    reporter = FileReporter(tmp_path, InProcess(), sample=300, seed=0)
     assert reporter.last() is None
     (tmp_path / "drift_status.json").write_bytes(content)
     assert reporter.last() is None

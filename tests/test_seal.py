@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from journal_fixtures import Steps, ids, opened, replaced, to_load
 
 from homeostat import files
 from homeostat.entries import Sealed
@@ -45,27 +46,9 @@ def folder(tmp_path):
     return tmp_path / "logs"
 
 
-def opened(folder, **options):
-    return FileJournal(folder, clock=FakeClock(START), **options)
-
-
 @pytest.fixture
 def journal(folder):
     return opened(folder)
-
-
-def ids(rows):
-    return rows.column("prediction_id").to_pylist()
-
-
-def changed(rows):
-    place = rows.schema.get_field_index("amount")
-    return rows.set_column(place, "amount", pa.repeat(7.25, rows.num_rows))
-
-
-def to_load(rows):
-    labels = pa.nulls(rows.num_rows, pa.string())
-    return rows.append_column("label", labels).append_column("labelled_at", rows["occurred_at"])
 
 
 def tails(folder):
@@ -102,7 +85,8 @@ def test_a_row_stamped_by_a_clock_far_ahead_holds_back_none_behind_it(journal, f
 def test_rows_that_history_has_are_dropped_and_conflicts_counted_for_good(journal, folder):
     journal.append(ROWS.slice(0, 20))
     journal.seal(NOW)
-    journal.append(pa.concat_tables([ROWS.slice(0, 5), changed(ROWS.slice(5, 2)), ROWS.slice(20)]))
+    other = replaced(ROWS.slice(5, 2), "amount", 7.25)
+    journal.append(pa.concat_tables([ROWS.slice(0, 5), other, ROWS.slice(20)]))
     assert journal.read(schema=SCHEMA).select(ROWS.column_names).equals(ROWS)
     done = journal.seal(NOW)
     assert done == Sealed(rows=40, repeated=5, conflicts=2)
@@ -168,10 +152,6 @@ def test_rows_of_several_schemas_are_sealed_into_one_table(journal, folder):
 # --- killed, and read meanwhile ---
 
 
-class KilledError(BaseException):
-    """Nobody may catch it: the process is gone."""
-
-
 STEPS = [
     (files, "write"),
     (files, "sync"),
@@ -189,10 +169,11 @@ def full(tmp_path_factory):
     """A journal with something of all kinds in its tail, and the history that it conflicts with."""
     folder = tmp_path_factory.mktemp("full") / "logs"
     journal = opened(folder)
-    journal.load(to_load(ROWS.slice(0, 10)))
+    journal.load(to_load(ROWS.slice(0, 10), None))
     journal.append(ROWS.slice(10, 10))
     journal.seal(NOW)
-    journal.append(pa.concat_tables([ROWS.slice(10, 1), changed(ROWS.slice(11, 1))]))
+    other = replaced(ROWS.slice(11, 1), "amount", 7.25)
+    journal.append(pa.concat_tables([ROWS.slice(10, 1), other]))
     journal.append(ROWS.slice(20, 20))
     journal.label(label_rows([*ids(ROWS)[::3], "nobody"], ["1"] * 21, START))
     return folder
@@ -200,72 +181,31 @@ def full(tmp_path_factory):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What is done at each step; the list of steps that were taken."""
-    taken, hook = [], [lambda: None]
-
-    def stepping(original, name):
-        def step(*args, **kwargs):
-            taken.append(f"before {name}")
-            hook[0]()
-            result = original(*args, **kwargs)
-            taken.append(f"after {name}")
-            hook[0]()
-            return result
-
-        return step
-
-    for owner, name in STEPS:
-        monkeypatch.setattr(owner, name, stepping(getattr(owner, name), name))
-    return taken, hook
+    return Steps(monkeypatch, STEPS)
 
 
 def test_a_sealer_killed_at_any_step_loses_and_doubles_nothing(full, tmp_path, steps):
     wanted = opened(full).read(schema=SCHEMA)
-    taken, hook = steps
-    shutil.copytree(full, tmp_path / "whole")
-    before = opened(tmp_path / "whole").sealed
-    opened(tmp_path / "whole").seal(NOW)
-    counts = opened(tmp_path / "whole").sealed
-    assert (counts.conflicts, counts.repeated) == (before.conflicts + 1, before.repeated + 1)
-    count = len(taken)
-    assert count > 30
-    for number in range(count):
-        folder = tmp_path / str(number)
-        shutil.copytree(full, folder)
-        taken.clear()
-
-        def kill(number=number):
-            if len(taken) > number:
-                hook[0] = lambda: None
-                raise KilledError
-
-        hook[0] = kill
-        with pytest.raises(KilledError):
-            opened(folder).seal(NOW)
-        last = taken[-1]
+    before, killed = opened(full).sealed, 0
+    for last, folder in steps.killed_at_each(lambda at: opened(at).seal(NOW), full, tmp_path):
+        killed += 1
+        counts = opened(tmp_path / "whole").sealed
         assert opened(folder).read(schema=SCHEMA).equals(wanted), last
         opened(folder).seal(NOW)
         assert opened(folder).read(schema=SCHEMA).equals(wanted), last
         assert tails(folder) == [0, 7], last  # labels that wait for their predictions
         assert opened(folder).sealed == counts, last
-        shutil.rmtree(folder)
+    assert killed > 30
+    assert (counts.conflicts, counts.repeated) == (before.conflicts + 1, before.repeated + 1)
 
 
 def test_a_load_that_comes_after_a_killed_seal_finishes_it_first(full, tmp_path, steps):
-    taken, hook = steps
     shutil.copytree(full, tmp_path / "logs")
-
-    def kill():
-        if taken[-1] == "before cut":
-            hook[0] = lambda: None
-            raise KilledError
-
-    hook[0] = kill
-    with pytest.raises(KilledError):
-        opened(tmp_path / "logs").seal(NOW)
+    cut = "before cut"
+    steps.killed_at(lambda t: t[-1] == cut, lambda at: opened(at).seal(NOW), tmp_path / "logs")
     journal = opened(tmp_path / "logs")
     assert (tmp_path / "logs" / "seal.json").exists()
-    journal.load(to_load(ROWS.slice(40)))
+    journal.load(to_load(ROWS.slice(40), None))
     assert not (tmp_path / "logs" / "seal.json").exists()
     assert tails(tmp_path / "logs")[0] == 0
     assert journal.read(schema=SCHEMA).select(ROWS.column_names).num_rows == 60
@@ -275,13 +215,12 @@ def test_who_read_the_tail_at_any_step_and_history_at_any_later_one_misses_nothi
     full, tmp_path, steps
 ):
     wanted = opened(full).read(schema=SCHEMA)
-    _, hook = steps
     folder = tmp_path / "logs"
     shutil.copytree(full, folder)
     reader, seen = opened(folder), []
 
     def look():
-        hook[0] = lambda: None  # what reading does is no step of the sealer
+        steps.hook = lambda: None  # what reading does is no step of the sealer
         seen.append(
             (
                 tuple(reader._predictions.shelved()),
@@ -293,9 +232,9 @@ def test_who_read_the_tail_at_any_step_and_history_at_any_later_one_misses_nothi
             view = View(tail, sent, reader._history.snapshot(), reader._filed.snapshot())
             parts = view.scan(None, as_of=None, labelled=None, schema=SCHEMA)
             assert pa.concat_tables(parts).equals(wanted)
-        hook[0] = look
+        steps.hook = look
 
-    hook[0] = look
+    steps.hook = look
     opened(folder).seal(NOW)
     assert len(seen) > 30
 
@@ -352,9 +291,7 @@ def test_no_order_of_events_tells_a_sealed_journal_from_one_in_memory(
             elif what == "label":
                 journal.label(label_rows(ids(part), [label] * part.num_rows, START))
             elif what == "load":
-                labels = pa.array([label] * part.num_rows, pa.string())
-                rows = part.append_column("label", labels)
-                journal.load(rows.append_column("labelled_at", part["occurred_at"]))
+                journal.load(to_load(part, label))
         columns = ["prediction_id", "source", "amount", "city", "label"]
         mine, its = (j.read(schema=SCHEMA).select(columns) for j in (sealed, memory))
         assert mine.drop_columns("label").equals(its.drop_columns("label"))

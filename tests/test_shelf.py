@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from journal_fixtures import opened
 
 from homeostat.journal import FileJournal, shelf, tail
 from homeostat.records import Window
@@ -20,10 +21,6 @@ DAY = timedelta(days=1)
 FRAME = drifting_stream(600, seed=4, length=timedelta(days=6))
 SCHEMA = schema_of(FRAME)
 ROWS = served_rows(FRAME, SCHEMA)
-
-
-def opened(folder):
-    return FileJournal(folder, clock=FakeClock(START))
 
 
 def shuffled(rows, step=7):

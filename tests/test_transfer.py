@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
+from journal_fixtures import KilledError
 from loop_fixtures import LOADED, InProcess, copied, days, make, project, serve, stream, turning
 
 from homeostat.entries import Appended, Labelled
@@ -179,10 +180,6 @@ def test_a_source_that_no_journal_has_is_that_of_an_import(here, tmp_path, train
     )
     ids = rows.column("prediction_id").to_pylist()
     assert [found[i] for i in ids] == ["serve", *["load"] * (rows.num_rows - 1)]
-
-
-class KilledError(BaseException):
-    """The process is gone."""
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -20,14 +20,12 @@ from homeostat.build import Project
 from homeostat.draft import read_file
 from homeostat.engines.local import LocalEngine
 from homeostat.errors import HomeostatError, ProjectError, ReleaseError, SchemaError
-from homeostat.holdout import TICK
 from homeostat.project import settings_toml
-from homeostat.records import Candidate, Outcome, TrainingRows
+from homeostat.records import MICROSECOND, Candidate, Outcome, TrainingRows
 from homeostat.rowhash import frame_hash
 from homeostat.schema import Schema
 from homeostat.script import GIVEN, table_of
 from homeostat.settings import Settings
-from homeostat.train import ScriptTrainer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +56,7 @@ def adopt(
     content = _content(model)
     frame = read_file(data)
     with closing(_engine(chosen)) as engine:
-        candidate, rows = _tried(engine, content, frame, chosen)
+        candidate, rows = _tried(engine, content, frame, project)
     path = chosen.path(settings.FILE)
     if not path.is_file():
         named = {"target": chosen.project.target, "time": chosen.project.time}
@@ -107,12 +105,11 @@ def _engine(chosen: Settings) -> LocalEngine:
 
 
 def _tried(
-    engine: LocalEngine, content: bytes, frame: pd.DataFrame, chosen: Settings
+    engine: LocalEngine, content: bytes, frame: pd.DataFrame, project: Project
 ) -> tuple[Candidate, pa.Table]:
     """The candidate, and the rows of its reference as the journal takes them."""
-    now, about = datetime.now(UTC), chosen.project
-    script = chosen.path(str(chosen.training.script))
-    trainer = ScriptTrainer(engine, script=script, project=about, training=chosen.training)
+    now, chosen = datetime.now(UTC), project.settings
+    about, trainer = chosen.project, project.trainer(engine)
     loaded = table_of(_wanted(frame, engine.run(fit.features_of, content), about), about)
     schema = trainer.schema_of(loaded)
     journalled = trainer.rows_of(loaded, schema, now)
@@ -120,7 +117,7 @@ def _tried(
         [("occurred_at", "ascending"), ("prediction_id", "ascending")]
     )
     schema = schema.learned_from(rows)
-    job = fit.Job(script, chosen.root, about.seed, chosen.monitor.block)
+    job = fit.Job(chosen.script, chosen.root, about.seed, chosen.monitor.block)
     fitted = engine.run(fit.adopt, job, content, rows, schema)
     times = rows.column("occurred_at")
     candidate = Candidate(
@@ -131,7 +128,7 @@ def _tried(
         training=TrainingRows(
             rows=rows.num_rows,
             start=times[0].as_py(),
-            cutoff=max(now, times[-1].as_py() + TICK),
+            cutoff=max(now, times[-1].as_py() + MICROSECOND),
             as_of=now,
             sha256=frame_hash(rows, schema),
         ),

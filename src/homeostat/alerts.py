@@ -17,7 +17,7 @@ from typing import Any
 
 from homeostat.contracts import Alerts, Audit
 from homeostat.errors import SettingsError, cause
-from homeostat.records import Json, Sent
+from homeostat.records import Action, Json, Sent, State
 
 LOGGER = logging.getLogger(__name__)
 LOOSE_TONGUES = ("apprise", "urllib3")
@@ -121,8 +121,9 @@ def told(lines: Sequence[Mapping[str, Json]]) -> dict[str, str]:
 def standings(lines: Sequence[Mapping[str, Json]]) -> dict[str, Standing]:
     """How each subject stands after these lines of the audit chain, the oldest first.
 
-    `monitor` has the state of the last look, `stable` being well; `release` the id of the release
-    that serves; `training`, `promotion`, `journal` and `human` are well, or not.
+    `monitor` has the state of the last look, `stable` being well, and is `needed` where a human is
+    called for another reason than broken data; `release` has the id of the release that serves;
+    `training`, `promotion` and `journal` are well, or not.
     """
     found: dict[str, Standing] = {}
     for line in lines:
@@ -157,18 +158,18 @@ def _after(kind: str, body: Mapping[str, Json]) -> dict[str, Standing]:
 
 
 def _decided(body: Mapping[str, Json]) -> dict[str, Standing]:
-    decision, found = body["decision"], {}
-    if body["evidence"]:
-        found["monitor"] = _looked(body["evidence"])
-    found["human"] = Standing(WELL, "no human is needed any more", decision["reason"])
-    if decision["action"] == "stop_and_call":
-        found["human"] = Standing("needed", "a human is needed", decision["reason"])
-    return found
+    decision, look = body["decision"], body["evidence"]
+    if decision["action"] == Action.CALL:
+        # Broken data and the call that it leads to are one change, and so one message.
+        broken = look is not None and look["state"] == State.BROKEN_DATA
+        state = State.BROKEN_DATA.value if broken else "needed"
+        return {"monitor": Standing(state, "a human is needed", decision["reason"])}
+    return {"monitor": _looked(look)} if look else {}
 
 
 def _looked(look: Mapping[str, Json]) -> Standing:
     state = look["state"]
-    return Standing(WELL if state == "stable" else state, state, look["reason"])
+    return Standing(WELL if state == State.STABLE else state, state, look["reason"])
 
 
 def _service(place: int, url: str) -> tuple[str, Any]:

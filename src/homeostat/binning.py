@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from homeostat.bins import Bins
 from homeostat.errors import SchemaError
+from homeostat.records import MICROSECOND
 from homeostat.schema import TIMESTAMP, Feature, Schema
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ PAIRED = 40
 
 STEPS = 16  # scores lie between minus this and this
 PROBABILITY_EDGES = tuple(step / 20 for step in range(1, 20))
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 TIME = "occurred_at"
 
 

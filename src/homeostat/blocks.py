@@ -19,11 +19,10 @@ from typing import Protocol, TypeAlias
 import pyarrow.compute as pc
 
 from homeostat import files
-from homeostat.binning import EPOCH, MICROSECOND
 from homeostat.contracts import Journal
 from homeostat.errors import SchemaError
 from homeostat.profile import FORMAT, Profile
-from homeostat.records import Window
+from homeostat.records import EPOCH, MICROSECOND, Window
 from homeostat.schema import Schema
 from homeostat.settings import Monitor
 

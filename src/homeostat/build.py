@@ -21,7 +21,7 @@ from homeostat import decide, release, settings
 from homeostat.alerts import alerts
 from homeostat.audit import ChainAudit
 from homeostat.blocks import Kept
-from homeostat.contracts import Clock, Watcher
+from homeostat.contracts import Clock, Engine, Watcher
 from homeostat.engines.local import LocalEngine
 from homeostat.errors import HomeostatError, ProjectError
 from homeostat.journal import FileJournal
@@ -71,6 +71,17 @@ class Project:
         """The store for reading; `loop()` opens it with the signing key."""
         return release.FileReleases(self.settings.path("models"))
 
+    def trainer(self, engine: Engine) -> ScriptTrainer:
+        """The trainer that runs the script in `engine`."""
+        chosen = self.settings
+        return ScriptTrainer(
+            engine,
+            script=chosen.script,
+            project=chosen.project,
+            training=chosen.training,
+            block=chosen.monitor.block,
+        )
+
     def copy(self) -> list[Path]:
         """Re-make `models/model.pkl` and `data/processed/reference.csv` where they differ."""
         return self.releases.copies(
@@ -85,8 +96,7 @@ class Project:
         Raises HomeostatError when another turn runs in this folder, ProjectError where there are
         neither settings nor a training script: nothing is written into a folder by mistake.
         """
-        script = self.settings.path(str(self.settings.training.script))
-        if not self.settings.path(settings.FILE).is_file() and not script.is_file():
+        if not self.settings.path(settings.FILE).is_file() and not self.settings.script.is_file():
             raise ProjectError(f"{self.root} is no project.", hint="`homeostat init` makes one.")
         with ExitStack() as stack:
             stack.enter_context(self.locked())
@@ -114,15 +124,16 @@ class Project:
         finally:
             lock.release()
 
+    def _signing(self) -> release.FileReleases:
+        """The store with its key, which is made where there is none and the machine stays."""
+        home, models = self.settings.path(".homeostat"), self.settings.path("models")
+        make = not thrown_away(os.environ)
+        key = release.signing_key(home, models, os.environ, make=make)
+        return release.FileReleases(models, key)
+
     def _rooms(self, stack: ExitStack, clock: Clock, watch: Watcher | None) -> Loop:
         chosen = self.settings
         reports = chosen.path("reports")
-        key = release.signing_key(
-            chosen.path(".homeostat"),
-            chosen.path("models"),
-            os.environ,
-            make=not thrown_away(os.environ),
-        )
         fits = LocalEngine(
             timeout=chosen.training.timeout,
             memory=chosen.training.memory,
@@ -137,15 +148,9 @@ class Project:
             settings=chosen,
             clock=clock,
             journal=self.journal,
-            releases=release.FileReleases(chosen.path("models"), key),
+            releases=self._signing(),
             audit=self.audit,
-            trainer=ScriptTrainer(
-                fits,
-                script=chosen.path(str(chosen.training.script)),
-                project=chosen.project,
-                training=chosen.training,
-                block=chosen.monitor.block,
-            ),
+            trainer=self.trainer(fits),
             reporter=FileReporter(
                 reports,
                 drawing,

@@ -41,7 +41,7 @@ def examine(folder: Path) -> tuple[Check, ...]:
 
 
 def _rest(project: Project) -> Iterator[Check]:
-    script = project.settings.path(str(project.settings.training.script))
+    script = project.settings.script
     if script.is_file():
         yield Check("training script", "well", str(script))
     else:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from typing import TypeVar
+
+E = TypeVar("E", bound="HomeostatError")
 
 
 class HomeostatError(Exception):
@@ -117,6 +120,14 @@ class BusyError(HomeostatError):
     def __init__(self, code: str, message: str, *, hint: str = "Try again later.") -> None:
         super().__init__(message, hint=hint)
         self.code = code
+
+
+def other_format(kind: type[E], what: str, found: object, *reads: int) -> E:
+    """The error for content in a format that this version does not read."""
+    return kind(
+        f"{what} has format {found!r}, this version reads {' and '.join(map(str, reads))}.",
+        hint="Install the version of homeostat that wrote it, or a newer one.",
+    )
 
 
 def cause(error: BaseException) -> str:

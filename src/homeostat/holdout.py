@@ -7,18 +7,15 @@ seen by the champion, by the challenger, or by an earlier look of the gate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat.records import Window
+from homeostat.records import EPOCH, MICROSECOND, Window
 from homeostat.schema import TIMESTAMP
 from homeostat.settings import Gate, Training
-
-TICK = timedelta(microseconds=1)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +39,8 @@ def before(rows: pa.Table, moment: datetime) -> pa.Table:
 def everything(rows: pa.Table) -> Holdout:
     """All rows train and none judges, as in the ungated yardstick of a replay."""
     if not rows.num_rows:
-        nowhere = datetime.fromisoformat("1970-01-01T00:00:00Z")
-        return Holdout(rows, rows, Window(nowhere, nowhere), "No row has a label yet.")
-    end = pc.max(rows.column("occurred_at")).as_py() + TICK
+        return _nothing(rows, EPOCH)
+    end = pc.max(rows.column("occurred_at")).as_py() + MICROSECOND
     return Holdout(rows, rows.slice(0, 0), Window(end, end), "")
 
 
@@ -66,34 +62,45 @@ def hold_out(
     used = [moment for moment in (known_until, looked_until) if moment is not None]
     fresh_after = max(used, default=None)
     if not rows.num_rows:
-        nowhere = fresh_after or EPOCH
-        return Holdout(rows, rows, Window(nowhere, nowhere), "No row has a label yet.")
-    end = pc.max(rows.column("occurred_at")).as_py() + TICK
+        return _nothing(rows, fresh_after or EPOCH)
+    end = pc.max(rows.column("occurred_at")).as_py() + MICROSECOND
     start = end - gate.window
     if fresh_after is not None:
         start = min(max(start, fresh_after), end)
     old = before(rows, start)
     fresh = rows.filter(pc.greater_equal(rows.column("occurred_at"), pa.scalar(start, TIMESTAMP)))
     learned = before(old, known_until).num_rows if known_until else 0
-    problem = ""
+    parts = Holdout(old, fresh, Window(start, end), "")
+    return replace(parts, problem=_problem(parts, learned, gate, training))
+
+
+def _nothing(rows: pa.Table, at: datetime) -> Holdout:
+    return Holdout(rows, rows, Window(at, at), "No row has a label yet.")
+
+
+def _problem(parts: Holdout, learned: int, gate: Gate, training: Training) -> str:
+    """Why the rows do not suffice, of which the champion learned from `learned`; empty when they
+    do.
+    """
+    old, fresh, start = parts.training, parts.fresh, parts.window.start
     if not fresh.num_rows:
-        problem = (
+        return (
             f"No labelled row is newer than {start:%Y-%m-%d %H:%M} UTC, up to which rows were "
             "used already, so nothing could judge a challenger."
         )
-    elif learned and learned == old.num_rows:
-        problem = (
+    if learned and learned == old.num_rows:
+        return (
             f"The {fresh.num_rows:,} labelled rows that the champion has not seen are all needed "
             "to judge a challenger, so it would learn nothing more."
         )
-    elif fresh.num_rows < gate.min_rows:
-        problem = (
+    if fresh.num_rows < gate.min_rows:
+        return (
             f"Only {fresh.num_rows} labelled rows are newer than {start:%Y-%m-%d %H:%M} UTC; "
             f"the gate wants {gate.min_rows} (gate.min_rows)."
         )
-    elif old.num_rows < training.min_rows:
-        problem = (
+    if old.num_rows < training.min_rows:
+        return (
             f"Only {old.num_rows} labelled rows are older than {start:%Y-%m-%d %H:%M} UTC; "
             f"training wants {training.min_rows} (training.min_rows)."
         )
-    return Holdout(old, fresh, Window(start, end), problem)
+    return ""

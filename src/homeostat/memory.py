@@ -7,26 +7,24 @@ that remembers the last status and counts.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat.audit import TRAININGS, canonical, jsonable
+from homeostat.audit import TRAININGS, jsonable
 from homeostat.entries import Appended, Labelled, Refusal, Sealed
 from homeostat.errors import ConflictError, JournalError, ReleaseError
-from homeostat.journal import join, shape
-from homeostat.records import Candidate, Evidence, Json, Past, Release, Verdict, Window, utc
-from homeostat.release import FORMAT
+from homeostat.journal import join, jsonl, shape
+from homeostat.records import EPOCH, Candidate, Evidence, Json, Past, Release, Verdict, Window
+from homeostat.release import released
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 
 PIECE = 1 << 19  # rows that a scan gives at a time
-_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -50,7 +48,7 @@ class MemoryJournal:
         self._ids: set[str] = set()
         self._last: dict[str, str] = {}  # id → newest version of its label
         self._imported: dict[str, str] = {}  # id → what load() said last
-        self._refused: list[tuple[datetime, str]] = []
+        self._refused: list[jsonl.Fact] = []
 
     def append(self, rows: pa.Table) -> Appended:
         """Add served rows. Raises ConflictError with the row's number, and JournalError."""
@@ -66,26 +64,15 @@ class MemoryJournal:
 
     def load(self, rows: pa.Table) -> tuple[Appended, Labelled]:
         """Import rows; what an earlier `load` said of a label already is no news."""
-        served = shape.conformed(rows)
-        place = served.schema.get_field_index("source")
-        source = pa.repeat(pa.scalar("load"), served.num_rows)
-        served = served.set_column(place, served.schema.field(place), source)
+        served = shape.imported(rows, exported=False)
         added = self._add(served, self._unknown(served.column("prediction_id").to_pylist()))
-        arrived = pc.coalesce(rows.column("labelled_at"), served.column("recorded_at"))
-        given = pa.table(
-            {
-                "prediction_id": served.column("prediction_id"),
-                "label": rows.column("label"),
-                "labelled_at": arrived,
-            }
-        )
+        given = shape.brought(rows, served).drop_columns("recorded_at")
         given = given.filter(pc.is_valid(given.column("label")))
         return added, self._learn(given, {**self._last, **self._imported}, self._imported)
 
     def reject(self, refusals: Sequence[Refusal], at: datetime) -> None:
         """Count refused rows by code and column, without their values."""
-        names = (r.code if r.field is None else f"{r.code}:{r.field}" for r in refusals)
-        self._refused += [(utc(at), name) for name in names]
+        self._refused += jsonl.refusals(refusals, at)
 
     def read(
         self,
@@ -131,7 +118,7 @@ class MemoryJournal:
 
     def refused(self, window: Window) -> Mapping[str, int]:
         """Refused rows in the window of arrival time, counted by `code` or `code:column`."""
-        return Counter(name for at, name in self._refused if window.start <= at < window.end)
+        return jsonl.counts(self._refused, window)
 
     def _unknown(self, ids: Sequence[str]) -> list[int]:
         """The places of ids that are new, each id once."""
@@ -165,7 +152,7 @@ class MemoryJournal:
         self, given: pa.Table, before: Mapping[str, str], told: dict[str, str] | None = None
     ) -> Labelled:
         """Keep those labels that differ from `before`; `told` remembers what was said."""
-        stamps = pa.repeat(pa.scalar(_FIRST, TIMESTAMP), given.num_rows)  # order of calls counts
+        stamps = pa.repeat(pa.scalar(EPOCH, TIMESTAMP), given.num_rows)  # order of calls counts
         table = shape.labels(given.append_column("recorded_at", stamps))
         if table.column("labelled_at").null_count:
             raise JournalError("a label has no time of arrival.", hint="Give its labelled_at.")
@@ -224,25 +211,9 @@ class MemoryReleases:
         """Keep a candidate. Raises ReleaseError when its parent is not the champion."""
         if candidate.parent != (self._champion.id if self._champion else None):
             raise ReleaseError("the candidate challenges a release that is not the champion.")
-        hashes = {n: hashlib.sha256(c).hexdigest() for n, c in sorted(candidate.objects.items())}
-        manifest = {
-            "format": FORMAT,
-            "kind": candidate.kind,
-            "created_at": utc(at),
-            "sequence": self._champion.sequence + 2 if self._champion else 2,
-            "parent": candidate.parent,
-            "task": Schema.from_json(candidate.objects["schema"]).target.task,
-            "objects": hashes,
-            "twin": candidate.twin,
-            "training": candidate.training,
-            "gate": verdict,
-            "seconds": candidate.seconds,
-            "params": candidate.params,
-            "versions": candidate.versions,
-            "seed": candidate.seed,
-        }
-        plain = jsonable(manifest)
-        release = Release(hashlib.sha256(canonical(plain)).hexdigest(), plain["sequence"], plain)
+        sequence = self._champion.sequence + 2 if self._champion else 2
+        release = released(candidate, verdict, at, sequence)
+        hashes = release.manifest["objects"]
         self._objects.update((hashes[name], held) for name, held in candidate.objects.items())
         self._releases[release.id] = release
         return release

@@ -22,8 +22,6 @@ import numpy as np
 import pyarrow as pa
 
 from homeostat.binning import (
-    EPOCH,
-    MICROSECOND,
     PAIRED,
     PREDICTION,
     TIME,
@@ -32,8 +30,8 @@ from homeostat.binning import (
     moments,
     plan,
 )
-from homeostat.errors import SchemaError
-from homeostat.records import Window
+from homeostat.errors import SchemaError, other_format
+from homeostat.records import EPOCH, MICROSECOND, Window
 from homeostat.rowstream import batches
 from homeostat.schema import Feature, Schema
 
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
     Counts: TypeAlias = NDArray[np.int64]
 
 __all__ = [
-    "EPOCH",
-    "MICROSECOND",
     "PAIRED",
     "PREDICTION",
     "PRODUCTS",
@@ -228,10 +224,7 @@ class Profile:
                 return cls._read(header, table)
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise SchemaError("these bytes are no profile.") from error
-        raise SchemaError(
-            f"the profile has format {header['format']!r}; this version reads {READ}.",
-            hint="Install the version of homeostat that wrote it, or a newer one.",
-        )
+        raise other_format(SchemaError, "the profile", header["format"], *READ)
 
     @classmethod
     def _read(cls, header: dict[str, Any], table: pa.Table) -> Profile:

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, Literal, TypeAlias
 
 Task: TypeAlias = Literal["binary", "multiclass", "regression"]
 Json: TypeAlias = Any  # what `json.loads` gives
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+"""From which blocks of time are counted."""
+MICROSECOND = timedelta(microseconds=1)
+"""The step of event time: what is half open ends one after its newest row."""
 
 
 def utc(moment: datetime) -> datetime:
@@ -200,7 +202,7 @@ class Evidence:
     performance: Performance | None = None
     evidently: Mapping[str, Json] = field(default_factory=dict)
     history: int = 0  # labelled rows in the whole journal that are old enough to be judged
-    created_at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    created_at: datetime = EPOCH
     staleness: Staleness | None = None
     # For the report alone: the status file does not hold them.
     shapes: tuple[Shape, ...] = ()

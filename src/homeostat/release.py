@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from homeostat import files
 from homeostat.audit import canonical, jsonable
-from homeostat.errors import ReleaseError, VerificationError
+from homeostat.errors import ReleaseError, VerificationError, other_format
 from homeostat.records import Candidate, Release, TrainingRows, Verdict, utc
 from homeostat.schema import Schema
 from homeostat.signing import GET_A_KEY, Pointer, Signed, public_key, signing_key, trust
@@ -74,10 +74,8 @@ class FileReleases:
         content = _verified(path, identity, f"the manifest of release {identity[:12]}")
         manifest = json.loads(content)
         if manifest.get("format") != FORMAT:
-            raise ReleaseError(
-                f"release {identity[:12]} has format {manifest.get('format')!r}, "
-                f"this version reads {FORMAT}.",
-                hint="Install the version of homeostat that wrote it, or a newer one.",
+            raise other_format(
+                ReleaseError, f"release {identity[:12]}", manifest.get("format"), FORMAT
             )
         return Release(identity, manifest["sequence"], manifest)
 
@@ -98,32 +96,13 @@ class FileReleases:
         Objects come first and the manifest last, so a manifest never names what is not there.
         Raises ReleaseError when `candidate.parent` is not the present champion.
         """
-        task = _task(candidate)
         signed = self._read_pointer()
         self._fence(signed, candidate.parent)
-        hashes = {n: hashlib.sha256(c).hexdigest() for n, c in sorted(candidate.objects.items())}
-        manifest = {
-            "format": FORMAT,
-            "kind": candidate.kind,
-            "created_at": utc(at),
-            "sequence": _next(signed),
-            "parent": candidate.parent,
-            "task": task,
-            "objects": hashes,
-            "twin": candidate.twin,
-            "training": candidate.training,
-            "gate": verdict,
-            "seconds": candidate.seconds,
-            "params": candidate.params,
-            "versions": candidate.versions,
-            "seed": candidate.seed,
-        }
-        content = canonical(jsonable(manifest))
-        identity = hashlib.sha256(content).hexdigest()
-        for name, digest in hashes.items():
+        made = released(candidate, verdict, at, _next(signed))
+        for name, digest in made.manifest["objects"].items():
             _store(self._models / "objects" / digest, candidate.objects[name])
-        _store(self._manifest(identity), content)
-        return self.get(identity)
+        _store(self._manifest(made.id), canonical(made.manifest))
+        return self.get(made.id)
 
     def promote(self, release: Release) -> None:
         """Make a stored release the champion, atomically, once all its bytes are verified.
@@ -311,6 +290,31 @@ def _fenced(why: str) -> ReleaseError:
         f"{why}; another change of champion came first.",
         hint="Nothing was changed. Train again, against the present champion.",
     )
+
+
+def released(candidate: Candidate, verdict: Verdict | None, at: datetime, sequence: int) -> Release:
+    """The release that a candidate becomes in any store: its manifest, and as its id the SHA-256
+    of that. Raises ReleaseError for a candidate that cannot be served.
+    """
+    objects = sorted(candidate.objects.items())
+    manifest = {
+        "format": FORMAT,
+        "kind": candidate.kind,
+        "created_at": utc(at),
+        "sequence": sequence,
+        "parent": candidate.parent,
+        "task": _task(candidate),
+        "objects": {name: hashlib.sha256(content).hexdigest() for name, content in objects},
+        "twin": candidate.twin,
+        "training": candidate.training,
+        "gate": verdict,
+        "seconds": candidate.seconds,
+        "params": candidate.params,
+        "versions": candidate.versions,
+        "seed": candidate.seed,
+    }
+    plain = jsonable(manifest)
+    return Release(hashlib.sha256(canonical(plain)).hexdigest(), sequence, plain)
 
 
 def _task(candidate: Candidate) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pyarrow as pa
 
-from homeostat.errors import RowError, SchemaError
+from homeostat.errors import RowError, SchemaError, other_format
 from homeostat.records import Json, Task
 
 if TYPE_CHECKING:
@@ -176,10 +176,7 @@ class Schema:
         """Raises SchemaError for a format that this version does not read."""
         raw = json.loads(text)
         if raw.get("format") != FORMAT:
-            raise SchemaError(
-                f"the schema has format {raw.get('format')!r}, this version reads {FORMAT}.",
-                hint="Install the version of homeostat that wrote it, or a newer one.",
-            )
+            raise other_format(SchemaError, "the schema", raw.get("format"), FORMAT)
         features = tuple(
             Feature(**{**f, "edges": tuple(f["edges"]), "levels": tuple(f["levels"])})
             for f in raw["features"]

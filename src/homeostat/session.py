@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from homeostat.errors import ReleaseError
+from homeostat.errors import ReleaseError, other_format
 
 if TYPE_CHECKING:
     from homeostat.scoring import Floats
@@ -54,10 +54,7 @@ class Session:
         self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         told = json.loads(self._session.get_modelmeta().custom_metadata_map.get(METADATA, "{}"))
         if told.get("format") != FORMAT:
-            raise ReleaseError(
-                f"the model's twin has format {told.get('format')!r}, this version reads {FORMAT}.",
-                hint="Install the version of homeostat that wrote it, or a newer one.",
-            )
+            raise other_format(ReleaseError, "the model's twin", told.get("format"), FORMAT)
         self.levels: list[list[str] | None] = told["levels"]
         self._codes = [None if known is None else _codes(known) for known in self.levels]
         self._input = self._session.get_inputs()[0].name

@@ -322,6 +322,11 @@ class Settings(BaseSettings):
     def path(self, *parts: str) -> Path:
         return self.root.joinpath(*parts)
 
+    @property
+    def script(self) -> Path:
+        """Where the user's training code lies, if there is any."""
+        return self.path(str(self.training.script))
+
 
 def read(root: Path | str = ".", **overrides: Any) -> Settings:
     """The settings of the project in `root`; a missing file means all defaults.

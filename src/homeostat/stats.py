@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from homeostat.records import Interval
+from homeostat.records import MICROSECOND, Interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,7 +84,7 @@ class BlockMean:
 
 def block_keys(times: NDArray[Any], block: timedelta) -> NDArray[np.int64]:
     """Number of the block of each row, counted from 1970 in UTC; `times` is datetime64[us]."""
-    length = max(block // timedelta(microseconds=1), 1)
+    length = max(block // MICROSECOND, 1)
     return np.asarray(times.astype("datetime64[us]").astype(np.int64) // length)
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat.errors import SchemaError
-from homeostat.profile import MICROSECOND, moments
+from homeostat.errors import SchemaError, other_format
+from homeostat.profile import moments
+from homeostat.records import MICROSECOND
 from homeostat.schema import Schema
 
 if TYPE_CHECKING:
@@ -112,10 +113,7 @@ class Traits:
         try:
             raw = json.loads(content)
             if raw["format"] != FORMAT:
-                raise SchemaError(
-                    f"the traits have format {raw['format']!r}, this version reads {FORMAT}.",
-                    hint="Install the version of homeostat that wrote them, or a newer one.",
-                )
+                raise other_format(SchemaError, "the record of traits", raw["format"], FORMAT)
             return cls(
                 raw["block"] * MICROSECOND,
                 _whole(raw["blocks"]),

@@ -149,14 +149,7 @@ class FileJournal:
         Rows that were `exported` from a journal keep `source=serve` where they have it, and the
         monitor looks at them; all others have `load`.
         """
-        served = shape.conformed(rows)
-        source = pa.repeat(pa.scalar("load"), served.num_rows)
-        if exported:
-            was = served.column("source")
-            kept = pc.fill_null(pc.equal(was, "serve"), fill_value=False)
-            source = pc.if_else(kept, was, source)
-        place = served.schema.get_field_index("source")
-        served = served.set_column(place, served.schema.field(place), source)
+        served = shape.imported(rows, exported=exported)
         with self._writing():
             view = self._view()
             ids = served.column("prediction_id")
@@ -303,18 +296,7 @@ class FileJournal:
         """What the labels of `rows` add to those that are known, as `FILED`; `times` are the
         event times under which the rows are known.
         """
-        given = shape.labels(
-            pa.table(
-                {
-                    "prediction_id": served.column("prediction_id"),
-                    "label": rows.column("label"),
-                    "labelled_at": pc.coalesce(
-                        rows.column("labelled_at"), served.column("recorded_at")
-                    ),
-                    "recorded_at": served.column("recorded_at"),
-                }
-            )
-        )
+        given = shape.brought(rows, served)
         said = pc.is_valid(given.column("label"))
         given, times = given.filter(said), times.filter(said)
         count = given.num_rows

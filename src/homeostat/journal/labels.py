@@ -7,7 +7,7 @@ gives counts, and all versions as one table.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import accumulate
@@ -77,10 +77,10 @@ def _stamped(labels: pa.Table, moment: datetime) -> pa.Table:
     return table.set_column(place, shape.LABELS.field(place), times)
 
 
-def _arrived(labels: pa.Table, moment: datetime) -> pa.Table:
-    """`LABELS` as `SENT`, all of one time."""
-    times = pa.repeat(pa.scalar(moment, TIMESTAMP), labels.num_rows)
-    return labels.append_column(shape.SENT.field("arrived_at"), times)
+def _end(moment: datetime) -> bytes:
+    """What makes a record of `LABELS`, without its newline, one of `SENT`."""
+    times = pa.table([[moment]], schema=pa.schema([shape.SENT.field("arrived_at")]))
+    return b"," + lines.encode(times)
 
 
 def _ordered(labels: pa.Table) -> pa.Table:
@@ -117,17 +117,20 @@ class Labels:
         """See `contracts.Journal.label`."""
         now = utc(self._clock.now())
         given = _stamped(labels, now)
+        # All but the time of arrival is ready before the lock is held, for which others wait.
+        records, pairs = list(lines.Encoder(shape.LABELS).of(given)), list(_pairs(given))
         self._disk.trusted()
         with self._caught_up():
             moment = max(now, self._last.latest, self._mark.read())
-            table = _arrived(given, moment)
-            records = list(lines.Encoder(shape.SENT).of(table))
-            rows, news, changed = self._news(table)
-            tail, sizes = self._written, [len(records[row]) for row in rows]
+            rows, news, changed = self._news(pairs)
+            tail = self._written
             if rows:
-                data = b"".join(records[row] for row in rows)
+                arrived = _end(moment)
+                written = [records[row][:-1] + arrived for row in rows]
+                data = b"".join(written)
                 self._disk.write(tail.file.file, data, tail.place(tail.end), self._path)
-                offsets = dict(zip(rows, accumulate(sizes, initial=tail.end), strict=False))
+                starts = accumulate(map(len, written), initial=tail.end)
+                offsets = dict(zip(rows, starts, strict=False))
                 self._last.texts.update(
                     (key, (offsets[row], text)) for key, (row, text) in news.items()
                 )
@@ -135,9 +138,9 @@ class Labels:
                 self._last.latest = moment
             opened, end = tail.file, tail.end
         # What is repeated may be another worker's, who has not flushed it yet.
-        if table.num_rows:
+        if pairs:
             self._disk.sync(opened, end, self._path)
-        return Labelled(len(rows), table.num_rows - len(rows), changed)
+        return Labelled(len(rows), len(pairs) - len(rows), changed)
 
     def catch_up(self) -> None:
         """Read what others appended, so that the next append has less to do."""
@@ -286,12 +289,14 @@ class Labels:
         if whole < len(data):
             self._torn(self._path, len(data) - whole)
 
-    def _news(self, table: pa.Table) -> tuple[list[int], dict[bytes, tuple[int, bytes]], int]:
+    def _news(
+        self, pairs: Sequence[tuple[bytes, bytes]]
+    ) -> tuple[list[int], dict[bytes, tuple[int, bytes]], int]:
         """Positions of what is new, the last of them by id, and how many replace another."""
         rows: list[int] = []
         news: dict[bytes, tuple[int, bytes]] = {}
         changed = 0
-        for row, (key, label) in enumerate(_pairs(table)):
+        for row, (key, label) in enumerate(pairs):
             before = news.get(key) or self._last.texts.get(key)
             if before is None or before[1] != label:
                 rows.append(row)

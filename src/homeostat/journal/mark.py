@@ -11,7 +11,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from homeostat.errors import JournalError
+from homeostat.errors import JournalError, other_format
 from homeostat.journal.disk import Disk, failed
 from homeostat.records import utc
 
@@ -54,7 +54,4 @@ class Mark:
                 f"{self._path} cannot be read ({type(error).__name__}).",
                 hint="Remove it; it matters only while the clock is behind what it was.",
             ) from error
-        raise JournalError(
-            f"{self._path} has format {told['format']!r}, this version reads {FORMAT}.",
-            hint="Install the version of homeostat that wrote it, or a newer one.",
-        )
+        raise other_format(JournalError, str(self._path), told["format"], FORMAT)

@@ -22,7 +22,7 @@ from homeostat.journal.join import ARRIVALS, Key
 from homeostat.journal.shape import LABELS
 from homeostat.journal.shelf import Shelved
 from homeostat.journal.snapshot import Snapshot, cuts
-from homeostat.records import Window, utc
+from homeostat.records import MICROSECOND, Window, utc
 from homeostat.schema import TIMESTAMP, Schema
 
 FILED = pa.schema(
@@ -116,7 +116,7 @@ class View:
         parts = [FILED.empty_table()]
         if bounds["min"].is_valid:
             low = utc(bounds["min"].as_py()), ""
-            high = utc(bounds["max"].as_py()) + timedelta(microseconds=1), ""
+            high = utc(bounds["max"].as_py()) + MICROSECOND, ""
             for start, end in cuts(self.labels.grains(low, high), low, high):
                 parts.append(join.having(self.labels.between(FILED, start, end), ids))
         filed = pa.concat_tables(parts)

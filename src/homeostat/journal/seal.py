@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from homeostat import files
 from homeostat.entries import Sealed
-from homeostat.errors import JournalError
+from homeostat.errors import JournalError, other_format
 from homeostat.journal import join, shape
 from homeostat.journal.disk import failed
 from homeostat.journal.history import DeltaLog
@@ -173,10 +173,7 @@ class Sealer:
                 hint="Restore it from a copy; without it, remove it and rows count as repeated.",
             ) from error
         if intent["format"] != FORMAT:
-            raise JournalError(
-                f"{self._path} has format {intent['format']!r}, this version reads {FORMAT}.",
-                hint="Install the version of homeostat that wrote it, or a newer one.",
-            )
+            raise other_format(JournalError, str(self._path), intent["format"], FORMAT)
         return dict(intent)
 
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import types
 
-from homeostat.errors import JournalError
+from homeostat.errors import JournalError, other_format
 from homeostat.schema import RESERVED, SYSTEM, TIMESTAMP
 
 FORMAT = 1
@@ -63,10 +64,7 @@ class Shape:
         try:
             raw = json.loads(text)
             if raw["format"] != FORMAT:
-                raise JournalError(
-                    f"{name} has format {raw['format']!r}, this version reads {FORMAT}.",
-                    hint="Install the version of homeostat that wrote it, or a newer one.",
-                )
+                raise other_format(JournalError, name, raw["format"], FORMAT)
             return cls(pa.schema([(column, _TYPES[kind]) for column, kind in raw["columns"]]))
         except (ValueError, KeyError, TypeError) as error:
             raise JournalError(
@@ -94,6 +92,34 @@ def conformed(rows: pa.Table) -> pa.Table:
         if table.column(name).null_count:
             raise JournalError(f"{name!r} must be given for every row.")
     return table
+
+
+def imported(rows: pa.Table, *, exported: bool) -> pa.Table:
+    """`rows` as `conformed`, from `load`; those that were `exported` as served stay `serve`."""
+    table = conformed(rows)
+    place = table.schema.get_field_index("source")
+    source = pa.repeat(pa.scalar("load"), table.num_rows)
+    if exported:
+        was = table.column(place)
+        source = pc.if_else(pc.fill_null(pc.equal(was, "serve"), fill_value=False), was, source)
+    return table.set_column(place, table.schema.field(place), source)
+
+
+def brought(rows: pa.Table, served: pa.Table) -> pa.Table:
+    """`LABELS` that `rows` bring, which are imported as `served`: one for each row, null where it
+    has none. Where nothing says since when, a label is known since its row was recorded.
+    """
+    recorded = served.column("recorded_at")
+    return labels(
+        pa.table(
+            {
+                "prediction_id": served.column("prediction_id"),
+                "label": rows.column("label"),
+                "labelled_at": pc.coalesce(rows.column("labelled_at"), recorded),
+                "recorded_at": recorded,
+            }
+        )
+    )
 
 
 def checked(columns: pa.Schema) -> None:

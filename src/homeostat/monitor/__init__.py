@@ -18,7 +18,7 @@ from homeostat.blocks import Kept
 from homeostat.contracts import Reporter
 from homeostat.errors import cause
 from homeostat.monitor import performance, quality, staleness
-from homeostat.monitor.drift import Drift, drift
+from homeostat.monitor.drift import LEAST, Drift, drift
 from homeostat.monitor.form import formed
 from homeostat.monitor.scene import Found, Journalled, Scene, Subject
 from homeostat.monitor.shapes import shapes
@@ -78,7 +78,7 @@ def examine(
     unread: tuple[pa.Table, tuple[Finding, ...]] = (rows, ())
     read, found.findings = found.stage("form", lambda: formed(rows, subject.schema), unread)
     scene = replace(scene, rows=read)
-    if read.num_rows < settings.min_rows:
+    if read.num_rows < max(LEAST, settings.min_rows):
         return _too_few(scene, evidence, found)
     _look(scene, found, reporter)
     if settings.detector == "evidently":
@@ -103,7 +103,7 @@ def examine(
 def _untested(scene: Scene) -> Evidence:
     """What is known before anything is compared."""
     last, now = scene.last, scene.now
-    reference, least = scene.subject.reference, scene.settings.min_rows
+    reference, least = scene.subject.reference, max(LEAST, scene.settings.min_rows)
     rows = scene.rows.num_rows
     return Evidence(
         window=scene.window,

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from homeostat.errors import SchemaError
 from homeostat.infer import features
-from homeostat.monitor.drift import NOTHING, Drift, drift
+from homeostat.monitor.drift import LEAST, NOTHING, Drift, drift
 from homeostat.profile import Profile
 from homeostat.records import ColumnDrift
 from homeostat.schema import TIMESTAMP, Schema, Target
@@ -78,8 +78,8 @@ def compare(
     Per column the distance lies in [0, 1] and `drifted` is `distance > threshold`; p-values are
     adjusted over all tests after Westfall and Young (1993), so that the chance of any false alarm
     is at most `alpha`. Formulas and sources stand in docs/monitoring.md. Fewer than `min_rows` on
-    either side, or no column to compare: the verdict is "insufficient_data". The same rows in any
-    order give the same report.
+    either side, or than two, or no column to compare: the verdict is "insufficient_data". The same
+    rows in any order give the same report.
 
     Raises SchemaError for a column of no known kind, of another type than in the reference, or
     times without a zone, naming the column.
@@ -88,7 +88,7 @@ def compare(
     if schema is None:
         schema = _schema(sides[0])
     before, after = (Profile.of(side, schema, block=block) for side in sides)
-    enough = min(before.rows, after.rows) >= min_rows
+    enough = min(before.rows, after.rows) >= max(LEAST, min_rows)
     found = (
         drift(before, after, alpha=alpha, min_effect=min_effect, columns=schema.names)
         if enough

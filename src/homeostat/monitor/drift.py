@@ -23,6 +23,7 @@ from homeostat.records import ColumnDrift
 
 COLUMNS, JOINT = "columns", "joint"
 STEPS = 50  # halvings until a threshold is found
+LEAST = 2  # rows on either side: no distance of a single one could be told from chance
 
 
 @dataclass(frozen=True, slots=True)

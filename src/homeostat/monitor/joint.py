@@ -26,6 +26,7 @@ FOLDS = 5  # parts of the reference that a regression is tried on without having
 BLOCKS_EACH = 5  # blocks that the reference must have for each regressor
 LARGEST = 1 - 1e-15  # distance
 CLOSEST = 0.999  # correlations beyond count as this
+PAIRED_ROWS = 10  # of a window, below which a correlation near 1 often comes by chance
 
 
 def given_the_others(reference: Profile, current: Profile, layout: Layout) -> Tested | None:
@@ -100,10 +101,10 @@ def pairs(reference: Profile, current: Profile, layout: Layout) -> Tested | None
     """The correlation of the scores of each pair of columns (`Column.scores`), as Fisher's z.
 
     The scores are places among bins of equal share, so that it is close to Spearman's correlation.
-    None where the profiles hold no products.
+    None where the profiles hold no products, and where the window has fewer than ten rows.
     """
     count = reference.products.shape[1]
-    if not count or count != current.products.shape[1]:
+    if not count or count != current.products.shape[1] or current.rows < PAIRED_ROWS:
         return None
     columns = [c for c in reference.columns if c.kind != "prediction"][:PAIRED]
     above = np.triu_indices(len(columns), 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -32,7 +32,7 @@ from homeostat.monitor.estimate import (
 from homeostat.monitor.metrics import ESTIMATED, Metric, Scores, chosen, metrics_of
 from homeostat.monitor.small import Past, encoded
 from homeostat.profile import moments
-from homeostat.records import Hurts, Interval, Performance, Window
+from homeostat.records import EPOCH, MICROSECOND, Hurts, Interval, Performance, Window
 from homeostat.schema import TIMESTAMP, Schema
 from homeostat.scoring import outputs
 
@@ -43,7 +43,6 @@ MARGIN = 0.02  # a metric this much worse than the baseline, as a share of it, i
 TENTHS = 10  # parts of the scores for which the share labelled is told
 KEPT = 10_000  # rows of a past window, on average, that estimates learn and are judged from
 DAY = timedelta(days=1)
-TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +183,7 @@ def _judged(cohort: pa.Table, schema: Schema) -> tuple[pa.Table, int]:
 
 
 def _blocks(rows: pa.Table, scope: Scope) -> NDArray[np.int64]:
-    return np.asarray(moments(rows) // (scope.block // TICK))
+    return np.asarray(moments(rows) // (scope.block // MICROSECOND))
 
 
 def _scores(judged: pa.Table, schema: Schema, scope: Scope) -> Scores:
@@ -285,8 +284,8 @@ def _known(none: pa.Table, schema: Schema, scope: Scope) -> tuple[Course | None,
     end = _end(scope) - scope.lag
     delay = _end(scope) - scope.mature_until
     length = scope.window.length
-    course = Course(_micro(end), length // TICK, max(delay, timedelta(0)) // TICK)
-    start = datetime(1970, 1, 1, tzinfo=UTC) + course.start * TICK
+    course = Course(_micro(end), length // MICROSECOND, max(delay, timedelta(0)) // MICROSECOND)
+    start = EPOCH + course.start * MICROSECOND
     parts = scope.past(Window(start, end), _bare(schema))
     labelled = (part.filter(pc.is_valid(part.column("label"))) for part in parts)
     rows = _joined(labelled, schema, scope)
@@ -299,7 +298,7 @@ def _end(scope: Scope) -> datetime:
 
 
 def _micro(moment: datetime) -> int:
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // TICK
+    return (moment - EPOCH) // MICROSECOND
 
 
 def _labelled(rows: pa.Table, schema: Schema, scope: Scope) -> Known:

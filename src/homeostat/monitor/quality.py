@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from scipy import special
 
 from homeostat.monitor.values import SIGNIFICANCE, Sight, gravest, most, runs, tail
-from homeostat.profile import EPOCH, MICROSECOND, Profile
-from homeostat.records import Evidence, Finding, State, Window
+from homeostat.profile import Profile
+from homeostat.records import EPOCH, MICROSECOND, Evidence, Finding, State, Window
 from homeostat.schema import Feature, Schema
 from homeostat.traits import Traits, reach_of
 

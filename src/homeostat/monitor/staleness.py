@@ -21,7 +21,7 @@ from homeostat.errors import cause
 from homeostat.monitor.metrics import Metric, Scores, chosen, jackknife
 from homeostat.monitor.small import Past, encoded, trees
 from homeostat.profile import moments
-from homeostat.records import Interval, Staleness, Task, Window
+from homeostat.records import MICROSECOND, Interval, Staleness, Task, Window
 from homeostat.schema import Schema
 from homeostat.stats import BlockMean
 
@@ -150,7 +150,7 @@ def _part(past: Past, window: Window, schema: Schema, twins: Twins) -> _Part:
             held = [kept.take(np.arange(0, kept.num_rows, 2))]
             step *= 2
     kept = pa.concat_tables(held)
-    blocks = np.asarray(moments(kept) // (twins.block // timedelta(microseconds=1)))
+    blocks = np.asarray(moments(kept) // (twins.block // MICROSECOND))
     return _Part(encoded(kept, schema), schema.labels(kept), blocks)
 
 

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from homeostat.engines import LocalEngine
 from homeostat.errors import HomeostatError
-from homeostat.records import Window
+from homeostat.records import EPOCH, Window
 from homeostat.replay.learner import MeteredEngine, Shared
 from homeostat.replay.policies import Terms, strategies
 from homeostat.replay.result import Curve, ReplayResult, Row, summarise
@@ -40,7 +40,6 @@ DEFAULT = ("never", "every:4", "homeostat")
 """Policies that are compared where none is named."""
 SHARE = 0.2  # of the time that trains the first model
 MOST = 5_000  # windows
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def replay(

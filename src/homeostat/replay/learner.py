@@ -24,7 +24,7 @@ from homeostat.errors import TrainingError
 from homeostat.records import Candidate
 from homeostat.rowhash import frame_hash
 from homeostat.schema import SYSTEM, Schema
-from homeostat.scoring import losses, outputs
+from homeostat.scoring import row_losses
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,8 +117,7 @@ class Shared:
         if taken.num_rows:
             scores = self.trainer.score(held["model"], taken, schema, held.get("calibrator"))
             known = pc.is_valid(taken.column("label"))
-            judged = outputs(scores.filter(known), schema.target)
-            found = losses(judged, schema.labels(taken.filter(known)), schema.target)
+            found = row_losses(scores.filter(known), taken.filter(known), schema)
             loss[np.flatnonzero(~refused)[known.to_numpy()]] = found
         return Served(~refused, scores, loss, refusals)
 

@@ -123,27 +123,21 @@ def run(scene: Scene, strategy: Strategy, tick: Callable[[], object]) -> Track:
         gated=strategy.gated,
     )
     _train_first(loop)
-    loss, refused = [], 0
+    served = []
     for number, window in enumerate(scene.windows):
         if number:
             loop.step()
-        champion = releases.line()[0]
-        answered = _answers(scene, releases, champion, number)
-        _journal(journal, scene.part(number), answered, champion.id)
-        if answered.refusals:
-            journal.reject(answered.refusals, window.start)
-        loss.append(answered.loss)
-        refused += len(answered.refusals)
+        served.append(_serve(scene, releases, journal, number))
         clock.time = window.end
         tick()
     kinds = [line["kind"] for line in audit.lines()]
     return Track(
         policy=strategy.name,
-        loss=np.concatenate(loss),
+        loss=np.concatenate([each.loss for each in served]),
         retrains=kinds.count("trained"),
         failed=kinds.count("training_failed"),
         blind=reporter.verdicts["failed"],
-        refused=refused,
+        refused=sum(len(each.refusals) for each in served),
         cpu_seconds=trainer.cpu_seconds,
         promotions=_promotions(scene, releases),
     )
@@ -169,13 +163,22 @@ def _no_watch(outcome: Outcome) -> None:
     """The audit trail tells afterwards what happened."""
 
 
+def _serve(scene: Scene, releases: MemoryReleases, journal: MemoryJournal, number: int) -> Served:
+    """Let the champion answer a window, and journal it as a server would have."""
+    champion = releases.line()[0]
+    served = _answers(scene, releases, champion, number)
+    _journal(journal, scene.part(number), served, champion.id)
+    journal.reject(served.refusals, scene.windows[number].start)
+    return served
+
+
 def _answers(scene: Scene, releases: MemoryReleases, release: Release, number: int) -> Served:
     held = {name: releases.object(release, name) for name in release.manifest["objects"]}
     return scene.shared.serve(held, number, scene.part(number))
 
 
 def _journal(journal: MemoryJournal, rows: pa.Table, served: Served, release: str) -> None:
-    """Journal a window as a server would have; its labels are hidden until they arrived."""
+    """Add the rows that were answered, and their labels, which are hidden until they arrived."""
     rows = rows.filter(pa.array(served.answered))
     columns = {
         **{name: served.scores.column(name) for name in served.scores.column_names},

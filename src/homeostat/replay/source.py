@@ -69,7 +69,7 @@ def source(
         count = "all" if unknown is None else f"{int(unknown.sum()):,}"
         said.append(f"labels of {count} rows are taken to arrive {_length(every)} after the row.")
     if project is not None:
-        script = chosen.path(str(chosen.training.script))
+        script = chosen.script
         if not script.is_file():
             raise HomeostatError(
                 f"the project has no training script at {script}.",
@@ -168,7 +168,7 @@ def _drafted(
         "exclude": tuple(dict.fromkeys((*chosen.project.exclude, *found))),
     }
     chosen = settings.read(root, **overrides)
-    script = chosen.path(str(chosen.training.script))
+    script = chosen.script
     script.parent.mkdir(parents=True)
     script.write_text(made.train, encoding="utf-8")
     learner = "models are fitted by the default learner, boosted trees; --project DIR takes yours."
