@@ -140,6 +140,7 @@ def turning(root: Path, engine: LocalEngine | InProcess, day: float, **overrides
             project=chosen.project,
             training=chosen.training,
             block=chosen.monitor.block,
+            segments=chosen.monitor.segments,
         )
         reporter = FileReporter(chosen.path("reports"), CountingEngine(), sample=2_000, seed=0)
         yield replace(loop, trainer=trainer, reporter=reporter)

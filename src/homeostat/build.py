@@ -145,6 +145,7 @@ class Project:
                 project=chosen.project,
                 training=chosen.training,
                 block=chosen.monitor.block,
+                segments=chosen.monitor.segments,
             ),
             reporter=FileReporter(
                 reports,
