@@ -208,7 +208,7 @@ def test_all_segments_together_alarm_in_vain_no_more_often_than_alpha():
 def test_levels_of_too_few_rows_on_either_side_are_listed_and_not_judged():
     none = with_column(NEW, "shop", ["mid"] * NEW.num_rows)
     found = look(none)
-    big, tiny = found.segments[1 - 1], found.segments[-1]
+    big, tiny = found.segments[0], found.segments[-1]
     assert (big.level, big.verdict, big.rows) == ("big", State.INSUFFICIENT_DATA, 0)
     assert big.reason == (
         f"0 rows in the window and {big.reference_rows} in the reference; 30 of each are needed to "
@@ -385,7 +385,7 @@ def test_no_name_of_a_segment_can_act_in_the_report():
     text = " ".join("".join(read.text).split())
     assert "few | rows1 row | is few." in text
     assert "6 segments were judged, each at 0.167 %" in text
-    assert "For 3 of the segments this stream's own variation is not known" in text
+    assert "3 of the segments are not calibrated" in text
 
 
 def test_the_report_shows_what_drifted_together():
@@ -402,7 +402,6 @@ def test_the_summary_shows_segments_and_what_drifted_together_and_no_name_can_ac
     assert "\x00" not in text
     assert "- later: Known from the next on." in text
     assert "few &#124; rows: 1 row &#124; is few." in text
-    assert "| together&#58;" not in text
     (together,) = [line for line in text.splitlines() if line.startswith("| together: ")]
     assert together.endswith("| 0.3 | 0.1 | 0.0001 | **yes** |  |")
     tables = [line for line in text.splitlines() if line.startswith("|")]
@@ -476,7 +475,6 @@ def test_a_column_named_later_is_known_from_the_next_release_on(tmp_path, traffi
         assert "released before 'city' was named" in told.reason
         outcome = replace(loop, gated=False).retrain(force=True)
         assert outcome.promoted
-        assert {s.level for s in loop.monitor().segments} > {None} - {None}
         assert loop.monitor().segments[0].level is not None
 
 

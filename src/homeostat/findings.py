@@ -240,8 +240,8 @@ def _of_segments(told: Sequence[Mapping[str, Json]], rules: Monitor) -> Iterator
     bare = sum(not segment["calibrated"] for segment in judged)
     if bare:
         yield (
-            f"For {bare} of the segments this stream's own variation is not known: their rows were "
-            "taken as independent, which alarms too often where rows of one time are alike."
+            f"{bare} of the segments are not calibrated: their part of the reference is not ten "
+            "times as long as their part of the window, and they may alarm more often."
         )
 
 

@@ -142,7 +142,7 @@ class Segment:
     rows: int  # of the window
     reference_rows: int
     furthest: ColumnDrift | None = None  # what drifted furthest, or came nearest; None: not judged
-    calibrated: bool = False  # on ten disjoint stretches of the reference's rows or more
+    calibrated: bool = False  # on ten stretches of the reference as long as the window, or more
     reason: str = ""  # one sentence: why it was not judged
 
 
