@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat import files, fit, settings
+from homeostat import files, fit, levels, settings
 from homeostat.build import Project
 from homeostat.draft import read_file
 from homeostat.engines.local import LocalEngine
@@ -117,7 +117,10 @@ def _tried(
         [("occurred_at", "ascending"), ("prediction_id", "ascending")]
     )
     schema = schema.learned_from(rows)
-    job = fit.Job(chosen.script, chosen.root, about.seed, chosen.monitor.block)
+    named = chosen.monitor.segments
+    levels.check(schema.features, named)
+    block = chosen.monitor.block
+    job = fit.Job(chosen.script, chosen.root, about.seed, block, segments=named)
     fitted = engine.run(fit.adopt, job, content, rows, schema)
     times = rows.column("occurred_at")
     candidate = Candidate(

@@ -237,6 +237,14 @@ def _named(rows: pa.Table | pa.RecordBatch, name: str) -> Any:
     return rows.column(found[0]) if found else None
 
 
+def cells(rows: pa.RecordBatch, feature: Feature) -> Counts:
+    """The cell of each row in one feature, as `Column` orders them, shape (rows,).
+
+    Raises SchemaError where the column has not the feature's type.
+    """
+    return _cells(rows, feature, _column(feature, feature.kind))
+
+
 def _cells(rows: pa.RecordBatch, feature: Feature, column: Column) -> Counts:
     """The cell of each row, shape (rows,); the last one where there is no value."""
     null, source = column.cells - 1, _source(feature, column)

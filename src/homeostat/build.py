@@ -80,6 +80,7 @@ class Project:
             project=chosen.project,
             training=chosen.training,
             block=chosen.monitor.block,
+            segments=chosen.monitor.segments,
         )
 
     def copy(self) -> list[Path]:

@@ -36,7 +36,7 @@ def findings(
     rules: Monitor,
 ) -> dict[str, Any]:
     """All that the report shows: `title`, `state`, `reason`, `features` (ranked), `heat`,
-    `performance`, and the sentences `found`, `sure` and `untested`.
+    `segments`, `performance`, and the sentences `found`, `sure` and `untested`.
 
     `lines` are those of the audit chain; the look that `status` tells of need not be there yet.
     """
@@ -50,10 +50,11 @@ def findings(
         "features": features,
         "by_importance": bool(importance),
         "heat": heat(status, lines, [feature["name"] for feature in features]),
+        "segments": segments(status.get("segments", ())),
         "performance": performance(status.get("performance")),
         "hurts": status["hurts"],
         "found": [*_found(status, features)],
-        "sure": [*_sure(status, rules)],
+        "sure": [*_sure(status, rules), *_of_segments(status.get("segments", ()), rules)],
         "untested": [*_untested(status, features)],
     }
 
@@ -137,6 +138,12 @@ def performance(told: Mapping[str, Json] | None) -> dict[str, Any] | None:
     return {"metric": told["metric"].replace("_", " "), "rows": rows} if rows else None
 
 
+def segments(told: Sequence[Mapping[str, Json]]) -> list[Mapping[str, Json]]:
+    """What the status tells of each segment, first those that drifted, last those not judged."""
+    order = {"drift": 0, "stable": 1}
+    return sorted(told, key=lambda segment: order.get(segment["verdict"], 2))
+
+
 def _ratio(distance: float | None, threshold: float | None) -> float | None:
     if distance is None or threshold is None:
         return None
@@ -166,11 +173,11 @@ def _found(status: Status, features: Sequence[Mapping[str, Any]]) -> Iterator[st
     }[status["hurts"]]
     for key, what in (("prediction_drift", "The predictions"), ("joint_drift", "All together")):
         body = status.get(key)
-        if body and {"distance", "threshold", "drifted"} <= set(body):
+        if body and {"test", "distance", "threshold", "drifted"} <= set(body):
             moved = "drifted" if body["drifted"] else "did not drift"
             yield (
-                f"{what} {moved}: distance {_number(body['distance'])}, threshold "
-                f"{_number(body['threshold'])}."
+                f"{what} {moved} ({body['test']}): distance {_number(body['distance'])}, threshold "
+                f"{_number(body['threshold'])}, adjusted p {_number(body.get('adjusted_p_value'))}."
             )
 
 
@@ -218,6 +225,23 @@ def _sure(status: Status, rules: Monitor) -> Iterator[str]:
             f"In {blind} columns nothing could have been called drift: this stream varies so much, "
             "or is known for so short a time, that the threshold is 1, the largest distance there "
             "is, or more."
+        )
+
+
+def _of_segments(told: Sequence[Mapping[str, Json]], rules: Monitor) -> Iterator[str]:
+    judged = [segment for segment in told if segment["furthest"] is not None]
+    if not judged:
+        return
+    yield (
+        f"{len(judged)} segments were judged, each at {100 * rules.alpha / len(judged):.3g} %, so "
+        f"that all of them together alarm by chance in at most {100 * rules.alpha:.3g} % of such "
+        "windows. They inform: data_drift is that of all rows together."
+    )
+    bare = sum(not segment["calibrated"] for segment in judged)
+    if bare:
+        yield (
+            f"{bare} of the segments are not calibrated: their part of the reference is not ten "
+            "times as long as their part of the window, and they may alarm more often."
         )
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from homeostat import importance
+from homeostat import importance, levels
 from homeostat.errors import SchemaError, TrainingError
 from homeostat.profile import Profile
 from homeostat.schema import UNSEEN, Schema
@@ -58,6 +58,7 @@ class Job:
     seed: int
     block: timedelta  # length of the reference's blocks
     trial: bool = False  # the model is only judged, so it needs no reference
+    segments: tuple[str, ...] = ()  # columns by whose levels the reference is counted, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,11 @@ def _objects(scorer: Scorer, rows: pa.Table, job: Job) -> dict[str, bytes]:
         "reference_sample": _parquet(kept),
         "traits": Traits.of(rows, final, block=job.block).to_bytes(),
     }
+    wrong = levels.unknown(final.features, job.segments)
+    parted = [name for name in job.segments if name not in wrong]
+    if parted:
+        counted = levels.Levels.of(rows, final.features, parted, block=job.block)
+        objects[levels.SEGMENTS] = counted.to_bytes()
     measured = importance.measure(scorer, kept, job.seed)
     return objects if measured is None else {**objects, "importance": measured}
 

@@ -199,7 +199,7 @@ class Loop:
             self._subjects.clear()
             names = {"schema", "reference", "reference_sample"}
             # Older releases lack some.
-            names |= {"importance", "traits"} & champion.manifest["objects"].keys()
+            names |= {"importance", "traits", "segments"} & champion.manifest["objects"].keys()
             held = {name: self.releases.object(champion, name) for name in sorted(names)}
             self._subjects[champion.id] = Subject.of(champion, held)
         return self._subjects[champion.id]

@@ -135,6 +135,20 @@ class ColumnDrift:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """The window's rows of one level of a column, beside the reference's rows of that level."""
+
+    column: str  # one of `monitor.segments`
+    level: str | None  # None: what is said of the column as a whole, or of rows in no segment
+    verdict: State  # stable, drift or insufficient_data
+    rows: int  # of the window
+    reference_rows: int
+    furthest: ColumnDrift | None = None  # what drifted furthest, or came nearest; None: not judged
+    calibrated: bool = False  # on ten stretches of the reference as long as the window, or more
+    reason: str = ""  # one sentence: why it was not judged
+
+
+@dataclass(frozen=True, slots=True)
 class Performance:
     """The champion's metric on labelled rows, beside what it was when it was released."""
 
@@ -204,6 +218,7 @@ class Evidence:
     history: int = 0  # labelled rows in the whole journal that are old enough to be judged
     created_at: datetime = EPOCH
     staleness: Staleness | None = None
+    segments: tuple[Segment, ...] = ()  # they inform and set no flag
     # For the report alone: the status file does not hold them.
     shapes: tuple[Shape, ...] = ()
     importance: Mapping[str, float] = field(default_factory=dict)  # rise of the loss by column

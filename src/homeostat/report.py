@@ -10,7 +10,7 @@ import html
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -23,14 +23,16 @@ from homeostat.contracts import Engine
 from homeostat.draw import draw
 from homeostat.errors import cause
 from homeostat.findings import findings
-from homeostat.page import page
+from homeostat.page import page, shown
 from homeostat.plot import can_draw, plot
 from homeostat.records import (
     Action,
+    ColumnDrift,
     Decision,
     Evidence,
     Json,
     Outcome,
+    Segment,
     Verdict,
     Window,
 )
@@ -202,7 +204,9 @@ def _verdict(body: dict[str, Json]) -> Verdict:
 
 
 def summary(of: Outcome | Evidence) -> str:
-    """Markdown for a job summary: the verdict, the drift of each column, the gate."""
+    """Markdown for a job summary: the verdict, the drift of each column, of all together and of
+    each segment, the gate.
+    """
     evidence = of if isinstance(of, Evidence) else of.evidence
     parts = []
     if evidence is not None:
@@ -210,6 +214,7 @@ def summary(of: Outcome | Evidence) -> str:
             f"## Drift: {evidence.state.value}",
             _text(evidence.reason),
             _drift_table(evidence),
+            *_segments(evidence),
         ]
     if isinstance(of, Outcome):
         action = of.decision.action.value.replace("_", " ")
@@ -234,10 +239,42 @@ def _drift_table(evidence: Evidence) -> str:
         if drift is None:
             rows.append((_text(name), "", "", "", "", quality))
             continue
-        numbers = (drift.distance, drift.threshold, drift.adjusted_p_value)
-        said = "**yes**" if drift.drifted else "no"
-        rows.append((_text(name), *(f"{number:.3g}" for number in numbers), said, quality))
+        rows.append((_text(name), *_numbers(drift), quality))
+    together = evidence.joint_drift
+    if together is not None:
+        rows.append((f"together: {_text(together.test)}", *_numbers(together), ""))
     return _table(head, rows) if rows else ""
+
+
+def _numbers(drift: ColumnDrift) -> tuple[str, str, str, str]:
+    """Distance, threshold, adjusted p, and whether it drifted."""
+    numbers = (drift.distance, drift.threshold, drift.adjusted_p_value)
+    distance, threshold, adjusted = (f"{number:.3g}" for number in numbers)
+    return distance, threshold, adjusted, "**yes**" if drift.drifted else "no"
+
+
+def _segments(evidence: Evidence) -> Iterator[str]:
+    """A table of those that were judged, and a line for each that was not."""
+    if not evidence.segments:
+        return
+    yield "### Segments"
+    head = ("segment", "rows", "furthest", "distance", "threshold", "adjusted p", "drifted")
+    rows = []
+    for segment in evidence.segments:
+        furthest = segment.furthest
+        if furthest is not None:
+            where = f"{_text(shown(furthest.column))}: {_text(shown(furthest.test))}"
+            rows.append((_segment(segment), f"{segment.rows}", where, *_numbers(furthest)))
+    if rows:
+        yield _table(head, rows)
+    left = [segment for segment in evidence.segments if segment.furthest is None]
+    if left:
+        yield "\n".join(f"- {_segment(one)}: {_text(one.reason)}" for one in left)
+
+
+def _segment(segment: Segment) -> str:
+    level = "" if segment.level is None else f" = {_text(shown(segment.level))}"
+    return f"{_text(shown(segment.column))}{level}"
 
 
 def _gate_table(verdict: Verdict) -> str:

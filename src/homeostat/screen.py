@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
@@ -30,12 +31,15 @@ from rich.table import Table
 from homeostat import quarantine, report
 from homeostat.audit import jsonable
 from homeostat.errors import HomeostatError
-from homeostat.records import Evidence, Json, Outcome, Quarantine, Verdict
+from homeostat.page import shown
+from homeostat.records import Evidence, Json, Outcome, Quarantine, Segment, State, Verdict
 
 if TYPE_CHECKING:
     from homeostat.build import Project
     from homeostat.doctor import Check
     from homeostat.project import Made
+
+SEGMENTS = 20  # most that are listed; the report has all
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -118,6 +122,7 @@ def evidence(found: Evidence, reports: Path, *, as_json: bool) -> None:
                 column.test,
             )
         out.print(table)
+    _segments(found.segments)
     for finding in found.findings:
         out.print(
             f"[{'red' if finding.severity == 'block' else 'yellow'}]{finding.severity}[/] "
@@ -125,6 +130,31 @@ def evidence(found: Evidence, reports: Path, *, as_json: bool) -> None:
         )
     for name in ("monitor_report.html", "drift_report.html"):
         out.print(f"[dim]{escape(str(reports / name))}[/]")
+
+
+def _segments(found: Sequence[Segment]) -> None:
+    """Those that drifted, how many did not, and what is said of a column as a whole."""
+    drifted = [(one, one.furthest) for one in found if one.verdict is State.DRIFT]
+    table = Table("segment", "rows", "furthest", "distance", "threshold", "adjusted p")
+    for one, furthest in drifted[:SEGMENTS]:
+        if furthest is not None:
+            table.add_row(
+                escape(f"{shown(one.column)} = {shown(one.level or '')}"),
+                str(one.rows),
+                escape(shown(furthest.column)),
+                f"{furthest.distance:.3f}",
+                f"{furthest.threshold:.3f}",
+                f"{furthest.adjusted_p_value:.2g}",
+            )
+    if drifted:
+        out.print(table)
+    counts = Counter(one.verdict.value for one in found if one.level is not None)
+    if counts:
+        told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+        out.print(f"[dim]segments: {told}[/]")
+    for one in found:
+        if one.level is None:
+            out.print(f"[dim]{escape(shown(one.column))}, {one.rows} rows: {escape(one.reason)}[/]")
 
 
 def outcome(result: Outcome, reports: Path, *, as_json: bool) -> None:

@@ -180,6 +180,12 @@ class Monitor(_Section):
         0.01, gt=0, lt=1, description="False alarms allowed per window, over all columns."
     )
     min_effect: Share = Field(0.1, description="Smaller distances are never called drift.")
+    segments: tuple[str, ...] = Field(
+        (),
+        max_length=10,
+        description="Categorical or boolean features, ten at most, of which each level is compared "
+        "by itself, too; known from the next release on. Such verdicts inform.",
+    )
     detector: Literal["homeostat", "evidently"] = Field(
         "homeostat", description="Whose verdict decides; the other one is reported beside it."
     )

@@ -7,7 +7,7 @@ document raises, so that a flag that cannot be read is never taken for "no drift
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -24,12 +24,14 @@ from homeostat.records import (
     Json,
     Performance,
     Quarantine,
+    Segment,
     Staleness,
     State,
     Window,
 )
 
 SCHEMA_VERSION = 1
+_NUMBERS = tuple(field.name for field in fields(ColumnDrift) if field.name != "column")
 
 
 def to_status(evidence: Evidence) -> dict[str, Json]:
@@ -67,6 +69,7 @@ def to_status(evidence: Evidence) -> dict[str, Json]:
         "false_alarms_per_year": evidence.false_alarms_per_year,
         "performance": evidence.performance and asdict(evidence.performance),
         "staleness": evidence.staleness and asdict(evidence.staleness),
+        "segments": [_segment_json(segment) for segment in evidence.segments],
         "evidently": dict(evidence.evidently),
         "versions": dict(_versions()),
         "created_at": evidence.created_at.isoformat(),
@@ -105,6 +108,7 @@ def from_status(content: Mapping[str, Json]) -> Evidence:
         evidently=content["evidently"],
         created_at=_time(content["created_at"]),
         staleness=Staleness(**content["staleness"]) if content.get("staleness") else None,
+        segments=tuple(_segment(body) for body in content.get("segments", ())),
         quarantined=tuple(Quarantine.of(body) for body in content.get("quarantined", ())),
     )
 
@@ -115,6 +119,20 @@ def _drift_json(drift: ColumnDrift) -> dict[str, Json]:
 
 def _drift(name: str, body: Mapping[str, Json]) -> ColumnDrift:
     return ColumnDrift(column=name, **{k: v for k, v in body.items() if k != "quality"})
+
+
+def _segment_json(segment: Segment) -> dict[str, Json]:
+    """Flat: `furthest` is the name of the column, beside its numbers, which are null without it."""
+    told = {**asdict(segment), "furthest": segment.furthest and segment.furthest.column}
+    return told | {name: getattr(segment.furthest, name, None) for name in _NUMBERS}
+
+
+def _segment(body: Mapping[str, Json]) -> Segment:
+    rest = {key: value for key, value in body.items() if key not in _NUMBERS}
+    furthest = None
+    if body["furthest"] is not None:
+        furthest = ColumnDrift(body["furthest"], **{name: body[name] for name in _NUMBERS})
+    return Segment(**rest | {"verdict": State(body["verdict"]), "furthest": furthest})
 
 
 def _findings(content: Mapping[str, Json]) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ It gives rows in the journal's form and candidates in bytes; nothing is unpickle
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat import fit, script, twin
+from homeostat import fit, levels, script, twin
 from homeostat.contracts import Engine
 from homeostat.errors import SchemaError, TrainingError, cause
 from homeostat.infer import infer
@@ -31,7 +32,8 @@ class ScriptTrainer:
     """A `Trainer` that runs the script at the path `script`.
 
     The project's folder is the one that `training.script` is relative to, or the script's own
-    where that path is absolute. `block` is the length of the blocks of a candidate's reference.
+    where that path is absolute. `block` is the length of the blocks of a candidate's reference,
+    which is counted by each level of the columns `segments` as well.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class ScriptTrainer:
         project: Project,
         training: Training,
         block: timedelta = DAY,
+        segments: Sequence[str] = (),
     ) -> None:
         self._engine = engine
         self._script = script.resolve()
         self._project = project
         self._training = training
         self._block = block
+        self._segments = tuple(segments)
         relative = training.script
         depth = 0 if relative.is_absolute() else len(relative.parts) - 1
         self._root = self._script.parents[depth]
@@ -109,11 +113,17 @@ class ScriptTrainer:
         A `trial` is only judged, never released: it carries no reference.
 
         Raises TrainingError when the rows do not suffice or the script yields no estimator that
-        can be released, EngineError when the child dies or passes a limit.
+        can be released, EngineError when the child dies or passes a limit, SchemaError when a
+        first release has no feature of a name in `segments`.
         """
         rows = rows.sort_by([("occurred_at", "ascending"), ("prediction_id", "ascending")])
         self._check(rows, schema, cutoff)
-        job = fit.Job(self._script, self._root, self._project.seed, self._block, trial)
+        if parent is None:
+            # Nothing serves yet, so that a wrong name costs least; later on the monitor tells.
+            levels.check(schema.features, self._segments)
+        job = fit.Job(
+            self._script, self._root, self._project.seed, self._block, trial, self._segments
+        )
         fitted = self._engine.run(fit.fit, job, rows, schema)
         return Candidate(
             kind="first" if parent is None else "retrain",

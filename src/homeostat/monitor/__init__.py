@@ -7,7 +7,7 @@ other stages still say what they found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -18,9 +18,10 @@ from homeostat.blocks import Kept
 from homeostat.contracts import Reporter
 from homeostat.errors import cause
 from homeostat.monitor import performance, quality, staleness
-from homeostat.monitor.drift import LEAST, Drift, drift
+from homeostat.monitor.drift import LEAST, Drift, drift, nearest
 from homeostat.monitor.form import formed
 from homeostat.monitor.scene import Found, Journalled, Scene, Subject
+from homeostat.monitor.segments import Rule, segments, unknown_segments
 from homeostat.monitor.shapes import shapes
 from homeostat.profile import PREDICTION, Profile
 from homeostat.records import (
@@ -29,6 +30,7 @@ from homeostat.records import (
     Finding,
     Hurts,
     Performance,
+    Segment,
     Shape,
     Staleness,
     State,
@@ -92,6 +94,7 @@ def examine(
         prediction_drift=found.prediction,
         performance=found.performance,
         staleness=found.staleness,
+        segments=found.segments,
         evidently=found.evidently,
         hurts=performance.hurts(found.performance) if found.performance else Hurts.UNKNOWN,
         shapes=found.shapes,
@@ -165,11 +168,13 @@ def _look(scene: Scene, found: Found, reporter: Reporter) -> None:
     found.evidently = found.stage(
         "evidently", lambda: reporter.evidently(subject.sample, scene.rows, subject.schema), {}
     )
+    found.findings += unknown_segments(subject.schema.features, scene.settings.segments)
     bad = {finding.column for finding in found.broken}
     sound = [name for name in subject.schema.names if name not in bad]
     if profile is not None:
         found.drift = found.stage("drift", lambda: _drift(scene, profile, sound), found.drift)
         found.shapes = _shapes(subject, profile)
+    found.segments = found.stage("segments", lambda: _segments(scene, sound), found.segments)
     found.prediction = found.stage("prediction drift", lambda: _prediction_drift(scene), None)
     found.performance = found.stage("performance", lambda: _performance(scene), None)
     found.staleness = found.stage("staleness", lambda: _staleness(scene), None)
@@ -223,6 +228,13 @@ def _quality(scene: Scene, profile: Profile, found: Found) -> tuple[Finding, ...
 def _drift(scene: Scene, profile: Profile, columns: list[str]) -> Drift:
     alpha, least = scene.settings.alpha, scene.settings.min_effect
     return drift(scene.subject.reference, profile, alpha=alpha, min_effect=least, columns=columns)
+
+
+def _segments(scene: Scene, columns: list[str]) -> tuple[Segment, ...]:
+    subject, settings = scene.subject, scene.settings
+    rule = Rule(settings.block, settings.alpha, settings.min_effect, settings.min_rows)
+    features, names = subject.schema.features, settings.segments
+    return segments(subject.levels, scene.rows, features, names, rule, columns=columns)
 
 
 def _false_alarms(scene: Scene, found: Drift) -> float | None:
@@ -305,7 +317,7 @@ def _weighed(evidence: Evidence, found: Found, settings: Monitor) -> Evidence:
         state=State.DRIFT if drifted else State.STABLE,
         data_drift=drifted,
         carried_over=False,
-        reason=_reason(evidence, found, settings),
+        reason=_reason(evidence, found, settings) + _of_segments(found.segments),
     )
 
 
@@ -316,7 +328,7 @@ def _reason(evidence: Evidence, found: Found, settings: Monitor) -> str:
     columns, together = found.drift.columns, found.drift.joint
     drifted = [column for column in columns if column.drifted]
     total = len(columns)
-    furthest = max(drifted or columns, key=lambda c: c.distance / max(c.threshold, 1e-12))
+    furthest = nearest(columns)
     where = f"{furthest.column!r} (distance {furthest.distance:.3f}"
     if drifted:
         text = (
@@ -338,6 +350,14 @@ def _reason(evidence: Evidence, found: Found, settings: Monitor) -> str:
         return text
     instead = SHORTER if any(column.windows for column in columns) else ROWS
     return f"{text} {UNCALIBRATED.format(instead=instead)}"
+
+
+def _of_segments(found: Sequence[Segment]) -> str:
+    """How many drifted, without their levels: those are values of rows."""
+    judged = [segment.verdict for segment in found if segment.furthest is not None]
+    if not judged:
+        return ""
+    return f" {judged.count(State.DRIFT)} of {len(judged)} segments drifted."
 
 
 def _labelled(rows: pa.Table) -> int:

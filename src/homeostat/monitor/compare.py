@@ -17,9 +17,12 @@ import pyarrow as pa
 
 from homeostat.errors import SchemaError
 from homeostat.infer import features
+from homeostat.levels import Levels
 from homeostat.monitor.drift import LEAST, NOTHING, Drift, drift
+from homeostat.monitor.segments import Rule
+from homeostat.monitor.segments import segments as judged
 from homeostat.profile import Profile
-from homeostat.records import ColumnDrift
+from homeostat.records import ColumnDrift, Segment
 from homeostat.schema import TIMESTAMP, Schema, Target
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class DriftReport:
     current_blocks: int
     alpha: float  # chance of any alarm while nothing changes
     min_effect: float  # distances up to this are never called drift
+    segments: tuple[Segment, ...] = ()  # each level of the columns named; they inform
 
     @property
     def drifted(self) -> tuple[str, ...]:
@@ -65,6 +69,7 @@ def compare(
     alpha: float = 0.01,
     min_effect: float = 0.1,
     min_rows: int = 30,
+    segments: Sequence[str] = (),
 ) -> DriftReport:
     """Whether `current` lies further from `reference` than chance, or its own days, explain.
 
@@ -81,8 +86,12 @@ def compare(
     either side, or than two, or no column to compare: the verdict is "insufficient_data". The same
     rows in any order give the same report.
 
+    `segments` names columns of text or of true and false: the rows of each of their twenty largest
+    levels are compared with the reference's rows of that level, in all other columns. The chance of
+    any false alarm among them is at most `alpha` once more, and they do not change the verdict.
+
     Raises SchemaError for a column of no known kind, of another type than in the reference, or
-    times without a zone, naming the column.
+    times without a zone, or a segment that is no such column, naming the column.
     """
     sides = [_timed(_arrow(frame), time) for frame in (reference, current)]
     if schema is None:
@@ -105,6 +114,14 @@ def compare(
         current_blocks=len(after.blocks),
         alpha=alpha,
         min_effect=min_effect,
+        segments=judged(
+            Levels.of(sides[0], schema.features, segments, block=block),
+            sides[1],
+            schema.features,
+            segments,
+            Rule(block, alpha, min_effect, min_rows),
+            columns=schema.names,
+        ),
     )
 
 

@@ -76,12 +76,13 @@ def drift(
     together = _joint(before, after, layout)
     rule = _Rule.of(by_column, together, layout, alpha)
     found = tuple(rule.judged(COLUMNS, name, t, min_effect) for name, t in by_column.items())
-    nearest = max(
-        (rule.judged(group, JOINT, t, min_effect) for group, t in together.items()),
-        key=lambda c: c.distance / max(c.threshold, 1e-12),
-        default=None,
-    )
-    return Drift(found, nearest, layout.calibrated)
+    joined = [rule.judged(group, JOINT, t, min_effect) for group, t in together.items()]
+    return Drift(found, nearest(joined) if joined else None, layout.calibrated)
+
+
+def nearest(found: Sequence[ColumnDrift]) -> ColumnDrift:
+    """The one that drifted furthest, or else came nearest to it, in units of its threshold."""
+    return max(found, key=lambda c: (c.drifted, c.distance / max(c.threshold, 1e-12)))
 
 
 def _aligned(

@@ -22,6 +22,7 @@ from homeostat import importance
 from homeostat.blocks import Kept
 from homeostat.contracts import Engine, Journal
 from homeostat.errors import cause
+from homeostat.levels import SEGMENTS, Levels
 from homeostat.monitor.drift import NOTHING, Drift
 from homeostat.monitor.small import Past
 from homeostat.profile import Profile
@@ -33,6 +34,7 @@ from homeostat.records import (
     Json,
     Performance,
     Release,
+    Segment,
     Shape,
     Staleness,
     Window,
@@ -56,11 +58,12 @@ class Subject:
     importance: Mapping[str, float] = field(default_factory=dict)  # empty: not known
     cutoff: datetime | None = None  # it was fitted on rows before
     traits: Traits | None = None  # of the same rows as `reference`; None in older releases
+    levels: Levels | None = None  # of the same rows; None where no segment was named
 
     @classmethod
     def of(cls, champion: Release, held: Mapping[str, bytes]) -> Subject:
         """From the objects `schema`, `reference` and `reference_sample` of a release, and
-        `importance` and `traits` where it has them.
+        `importance`, `traits` and `segments` where it has them.
         """
         return cls(
             release=champion.id,
@@ -71,6 +74,7 @@ class Subject:
             importance=importance.read(held.get("importance")),
             cutoff=champion.cutoff,
             traits=Traits.from_bytes(held["traits"]) if "traits" in held else None,
+            levels=Levels.from_bytes(held[SEGMENTS]) if SEGMENTS in held else None,
         )
 
 
@@ -152,6 +156,7 @@ class Found:
     performance: Performance | None = None
     shapes: tuple[Shape, ...] = ()
     staleness: Staleness | None = None
+    segments: tuple[Segment, ...] = ()
     failures: list[str] = field(default_factory=list)
 
     def stage(self, name: str, run: Callable[[], T], otherwise: T) -> T:
