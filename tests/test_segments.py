@@ -330,7 +330,7 @@ def test_levels_read_back_and_bytes_of_another_kind_are_refused():
 
 
 def test_compare_judges_segments_of_any_frame_and_refuses_a_name_that_is_none():
-    old, now = frame(80, 1), frame(7, 2)
+    old, now = frame(140, 1), frame(7, 2)
     now.loc[now["shop"] == "c", "sales"] += 2.5
     found = compare(old, now, time="at", segments=("shop",))
     assert found.verdict == "stable"
