@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from homeostat.monitor.quality import Case, quality
+from homeostat.monitor.sums import Sums
 from homeostat.profile import Profile
 from homeostat.records import Window
 from homeostat.schema import TIMESTAMP, Feature, Schema, Target
@@ -48,11 +49,12 @@ REFERENCE = table(10_000, 100, START)
 
 
 def look(rows, refused=(), reference=REFERENCE):
+    traits = Traits.of(reference, SCHEMA, block=DAY)
     case = Case(
         SCHEMA,
         Profile.of(reference, SCHEMA, block=DAY),
-        Traits.of(reference, SCHEMA, block=DAY),
-        rows,
+        traits,
+        Sums.of([rows], SCHEMA, traits),
         Profile.of(rows, SCHEMA, block=DAY),
         WEEK,
         dict(refused),

@@ -16,6 +16,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat import files
@@ -45,6 +46,12 @@ def window(now: datetime, newest: datetime | None, chosen: Monitor) -> Window:
     end = now if newest is None else min(now, newest + MICROSECOND)
     end = EPOCH + -((EPOCH - end) // chosen.block) * chosen.block
     return Window(end - chosen.window, end)
+
+
+def served(rows: pa.Table) -> pa.Table:
+    """The rows that were served, not imported; all of a table that has no others, uncopied."""
+    chosen = pc.not_equal(rows.column("source"), "load")
+    return rows if pc.all(chosen, skip_nulls=False, min_count=0).as_py() else rows.filter(chosen)
 
 
 @dataclass(frozen=True)
@@ -98,17 +105,16 @@ class Kept:
     def _count(self, day: date, schema: Schema, nothing: Profile, model: str) -> Pair:
         """Of a whole day; a block that it shares with the next adds up with that day's part."""
         start = datetime.combine(day, time(), UTC)
-        served = own = nothing
+        total = own = nothing
         edges = nothing.output_edges
-        for rows in self.journal.scan(Window(start, start + _DAY), schema=schema):
-            part = rows.filter(pc.not_equal(rows.column("source"), "load"))
+        for part in map(served, self.journal.scan(Window(start, start + _DAY), schema=schema)):
             counted = Profile.of(part, schema, block=nothing.block, output_edges=edges)
-            served += counted
+            total += counted
             mine = part.filter(pc.equal(part.column("model_version"), model))
             if mine.num_rows < part.num_rows:
                 counted = Profile.of(mine, schema, block=nothing.block, output_edges=edges)
             own += counted
-        return served, own
+        return total, own
 
     def _tidy(self, place: Path, marks: Mapping[date, str]) -> None:
         """Remove profiles of other days, of days as they were before, and of other releases."""

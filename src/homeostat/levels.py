@@ -119,6 +119,47 @@ class Levels:
         return tuple(level for level in self.levels if level.column == column)
 
 
+class Parting:
+    """Other rows by the levels that `chosen` counts apart, added piece by piece.
+
+    Only columns among `names` and in `chosen` are parted by, so without `chosen` none. Of each
+    level a packed profile is held, and no row.
+    """
+
+    def __init__(
+        self,
+        chosen: Levels | None,
+        features: Sequence[Feature],
+        names: Sequence[str],
+        block: timedelta,
+    ) -> None:
+        self.rows = 0  # all, whatever level they have
+        self._features, self._block = features, block
+        columns = [name for name in dict.fromkeys(names) if chosen and name in chosen.columns]
+        self._by = [feature for feature in features if feature.name in columns]
+        levels = [level for level in chosen.levels if level.column in columns] if chosen else []
+        self._levels = {(level.column, level.name): (0, b"") for level in levels}
+
+    def add(self, rows: pa.Table) -> None:
+        """Raises SchemaError as `Levels.of` does."""
+        self.rows += rows.num_rows
+        for feature in self._by:
+            parts = Parts.of(rows, self._features, feature, self._block)
+            for place, name in enumerate(parts.names):
+                held = self._levels.get((feature.name, name))
+                if held is None or not parts.sizes[place]:
+                    continue
+                profile = parts.profile(place)
+                if held[0]:
+                    profile += Profile.from_bytes(held[1])
+                told = held[0] + int(parts.sizes[place]), profile.to_bytes()
+                self._levels[feature.name, name] = told
+
+    def level(self, column: str, name: str) -> Level:
+        """One of those that are counted apart; where it has no rows it has no profile either."""
+        return Level(column, name, *self._levels[column, name])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
     """Rows by the level that they have in one column."""
@@ -141,11 +182,6 @@ class Parts:
         sizes = np.bincount(codes, minlength=len(names))[: len(names)]
         wanted = [TIME, *(f.name for f in features if f.name in rows.column_names)]
         return cls(names, sizes, rows.select(wanted), codes, tuple(features), block)
-
-    @property
-    def rows(self) -> int:
-        """All, whatever level they have."""
-        return len(self._codes)
 
     @property
     def largest(self) -> Iterator[int]:

@@ -169,10 +169,10 @@ class Loop:
         try:
             window = blocks.window(now, self.journal.newest(source="serve"), self.settings.monitor)
             subject = self._subject(champion)
-            rows = self.journal.read(window, as_of=now, schema=subject.schema)
+            parts = self.journal.scan(window, as_of=now, schema=subject.schema)
             evidence = examine(
                 subject,
-                rows.filter(pc.not_equal(rows.column("source"), "load")),
+                map(blocks.served, parts),  # holds no piece while the next is read
                 window,
                 refused=self.journal.refused(window),
                 last=last,

@@ -20,6 +20,7 @@ from homeostat.audit import TRAININGS, jsonable
 from homeostat.entries import Appended, Labelled, Refusal, Sealed
 from homeostat.errors import ConflictError, JournalError, ReleaseError
 from homeostat.journal import join, jsonl, shape
+from homeostat.order import ordered
 from homeostat.records import EPOCH, Candidate, Evidence, Json, Past, Release, Verdict, Window
 from homeostat.release import released
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
@@ -99,7 +100,7 @@ class MemoryJournal:
         columns = schema.journal if schema else shape.union([table.schema for table in self._rows])
         low, high = join.keys(window)
         tables = [join.between(shape.aligned(table, columns), low, high) for table in self._rows]
-        rows = join.ordered(pa.concat_tables([columns.empty_table(), *tables]))
+        rows = ordered(pa.concat_tables([columns.empty_table(), *tables]))
         labels = pa.concat_tables([shape.LABELS.empty_table(), *self._labels])
         labels = join.arrivals(labels, np.arange(labels.num_rows))
         numbers = schema is not None and schema.target.task == "regression"

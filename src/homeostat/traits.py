@@ -8,6 +8,7 @@ the finite ones. The traits of a champion's training rows are an object of its r
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from homeostat.codes import codes
 from homeostat.errors import SchemaError, other_format
+from homeostat.order import ordered
 from homeostat.profile import moments
 from homeostat.records import MICROSECOND
 from homeostat.schema import Schema
@@ -61,14 +63,11 @@ class Traits:
 
         Raises SchemaError for rows whose time cannot be used.
         """
-        by = [("occurred_at", "ascending")]
-        if "prediction_id" in rows.column_names:
-            by.append(("prediction_id", "ascending"))
+        moments(rows)  # says what is wrong with times that have no order
+        rows = ordered(rows)
         blocks, place = np.unique(moments(rows) // (block // MICROSECOND), return_inverse=True)
-        order = pc.sort_indices(rows.select([name for name, _ in by]), sort_keys=by).to_numpy()
-        place = place[order]
         columns = {
-            f.name: rows.column(f.name).cast(f.arrow).take(pa.array(order))
+            f.name: rows.column(f.name).cast(f.arrow)
             for f in schema.features
             if f.name in rows.column_names
         }
@@ -78,7 +77,7 @@ class Traits:
             block,
             blocks.astype(np.int64),
             np.bincount(place, minlength=count).astype(np.int64),
-            _repeats(_codes(columns, len(place)), place, blocks),
+            _repeats(codes(columns.values(), len(place)), place, blocks),
             {
                 name: _number(values.to_numpy(), place, count)
                 for name, values in columns.items()
@@ -137,23 +136,10 @@ def _whole(values: list[int] | list[list[int]]) -> Counts:
     return np.array(values, dtype=np.int64)
 
 
-def _codes(columns: Mapping[str, pa.ChunkedArray], rows: int) -> NDArray[np.uint64]:
-    """One number for each row that is the same for equal rows, shape (rows,)."""
-    codes = np.zeros(rows, dtype=np.uint64)
-    for values in columns.values():
-        coded = values.combine_chunks().dictionary_encode(null_encoding="encode").indices
-        mixed = codes * np.uint64(0x9E3779B97F4A7C15) + coded.to_numpy().astype(np.uint64)
-        # The finaliser of splitmix64 (Steele, Lea and Flood 2014, OOPSLA): every bit stirs all.
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        codes = mixed ^ (mixed >> np.uint64(31))
-    return codes
-
-
-def _repeats(codes: NDArray[np.uint64], place: Counts, blocks: Counts) -> Counts:
+def _repeats(found: NDArray[np.uint64], place: Counts, blocks: Counts) -> Counts:
     """Rows by how far back the newest equal row lies, shape (blocks, REACH)."""
-    order = np.lexsort([np.arange(len(codes)), codes])
-    same = np.flatnonzero(codes[order][1:] == codes[order][:-1]) + 1
+    order = np.lexsort([np.arange(len(found)), found])
+    same = np.flatnonzero(found[order][1:] == found[order][:-1]) + 1
     here, before = place[order[same]], place[order[same - 1]]
     distance = blocks[here] - blocks[before]
     reach = np.array([reach_of(int(d)) for d in np.unique(distance)], dtype=np.int64)
@@ -170,9 +156,7 @@ def reach_of(distance: int) -> int:
 def _number(values: NDArray[np.float64], place: Counts, blocks: int) -> Number:
     finite, infinite = np.isfinite(values), np.isinf(values)
     known = values[finite]
-    stuck = np.zeros(len(values), dtype=bool)
-    stuck[1:] = values[1:] == values[:-1]
-    stuck &= finite
+    stuck = stuck_after(math.nan, values)
 
     def counted(chosen: NDArray[np.bool_]) -> Counts:
         return np.bincount(place[chosen], minlength=blocks).astype(np.int64)
@@ -183,3 +167,8 @@ def _number(values: NDArray[np.float64], place: Counts, blocks: int) -> Number:
         counted(stuck),
         counted(infinite),
     )
+
+
+def stuck_after(before: float, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which finite values equal the one before them, shape (rows,); `before` precedes the first."""
+    return np.asarray((values == np.concatenate([[before], values[:-1]])) & np.isfinite(values))

@@ -27,6 +27,7 @@ from homeostat import files
 from homeostat.errors import JournalError
 from homeostat.journal import join
 from homeostat.journal.snapshot import APP, SLICE, Delta, File, Snapshot, cuts, homes, unreadable
+from homeostat.order import ordered
 from homeostat.schema import TIMESTAMP
 
 GROUP = 1 << 16  # rows that a reader skips or takes together
@@ -73,7 +74,7 @@ class DeltaLog:
             return
         delta = self._ready(rows.schema)
         rows = rows.rename_columns(homes(rows.schema, pa.schema(delta.schema().to_arrow())))
-        self._commit(delta, self._written(join.ordered(rows)), (), number)
+        self._commit(delta, self._written(ordered(rows)), (), number)
 
     def rewrite(self, days: Sequence[date], without: pa.Array | None = None) -> None:
         """Replace the files of these days by full ones in one commit, without the rows of these
@@ -136,7 +137,7 @@ class DeltaLog:
         snapshot = self.snapshot()
         if snapshot.partitioned:
             return
-        rows = join.ordered(change(snapshot.everything()))
+        rows = ordered(change(snapshot.everything()))
         days = rows.column("occurred_at").cast(pa.date32())
         rows = rows.rename_columns(homes(rows.schema, pa.schema([("day", pa.date32())])))
         try:

@@ -82,17 +82,6 @@ def key_at(rows: pa.Table, place: int) -> Key:
     return utc(moment), rows.column("prediction_id")[place].as_py()
 
 
-def ordered(rows: pa.Table) -> pa.Table:
-    """The rows by event time and then id."""
-    if _in_order(rows):
-        return rows
-    order = pc.sort_indices(
-        rows.select(["occurred_at", "prediction_id"]).combine_chunks(),
-        sort_keys=[("occurred_at", "ascending"), ("prediction_id", "ascending")],
-    )
-    return rows.take(order)
-
-
 def first_rows(rows: pa.Table) -> pa.Table:
     """The first row of each id."""
     coded = rows.column("prediction_id").combine_chunks().dictionary_encode()
@@ -205,18 +194,6 @@ def _arrived(labels: pa.Table, recorded: NDArray[np.int64], as_of: datetime) -> 
 
 def _whole(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
     return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-
-
-def _in_order(rows: pa.Table) -> bool:
-    steps = np.diff(_micros(rows, "occurred_at"))
-    if (steps < 0).any():
-        return False
-    same = np.flatnonzero(steps == 0)
-    if not len(same):
-        return True
-    ids = rows.column("prediction_id")
-    rising = pc.less_equal(ids.take(pa.array(same)), ids.take(pa.array(same + 1)))
-    return bool(pc.all(rising).as_py())
 
 
 def _micros(rows: pa.Table, name: str) -> NDArray[np.int64]:

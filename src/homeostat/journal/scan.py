@@ -22,6 +22,7 @@ from homeostat.journal.join import ARRIVALS, Key
 from homeostat.journal.shape import LABELS
 from homeostat.journal.shelf import Shelved
 from homeostat.journal.snapshot import Snapshot, cuts
+from homeostat.order import ordered
 from homeostat.records import MICROSECOND, Window, utc
 from homeostat.schema import TIMESTAMP, Schema
 
@@ -62,12 +63,10 @@ class View:
         numbers = schema is not None and schema.target.task == "regression"
         grains = chain(self.rows.grains(low, high), *(shelf.grains() for shelf in self.tail))
         for start, end in cuts(grains, low, high):
-            held = self.rows.between(columns, start, end)
-            rows = pa.concat_tables([held, self._unsealed(columns, start, end)])
-            rows = join.ordered(rows)
-            labels = [filed(self, start, end), self._sent(rows.column("prediction_id"))]
-            labels = pa.concat_tables(labels)
-            yield join.joined(rows, labels, as_of, labelled=labelled, numbers=numbers)
+            # By calls alone, so that no piece is held while the next is read.
+            yield join.joined(
+                *self._piece(columns, start, end), as_of, labelled=labelled, numbers=numbers
+            )
 
     def marks(self, days: Sequence[date]) -> dict[date, str]:
         """See `FileJournal.marks`. A file of history never changes, and a row of the tail is what
@@ -127,12 +126,21 @@ class View:
             pa.concat_tables([filed.filter(pc.invert(imported)).select(ARRIVALS.names), sent]),
         )
 
+    def _piece(
+        self, columns: pa.Schema, low: Key | None, high: Key | None
+    ) -> tuple[pa.Table, pa.Table]:
+        """Rows between two places in their order, and their labels as `ARRIVALS`."""
+        held = self.rows.between(columns, low, high)
+        rows = ordered(pa.concat_tables([held, self._unsealed(columns, low, high)]))
+        labels = [filed(self, low, high), self._sent(rows.column("prediction_id"))]
+        return rows, pa.concat_tables(labels)
+
     def _unsealed(self, columns: pa.Schema, low: Key | None, high: Key | None) -> pa.Table:
         """The rows of the tail that history does not know; all lie within the bounds."""
         tables = [
             shape.aligned(rows, columns) for shelf in self.tail for rows in shelf.pieces(low, high)
         ]
-        rows = join.ordered(pa.concat_tables([columns.empty_table(), *tables]))
+        rows = ordered(pa.concat_tables([columns.empty_table(), *tables]))
         return join.without(rows, self.rows.located(rows.column("prediction_id"), _IDS)[0])
 
     def _sent(self, ids: pa.Array | pa.ChunkedArray) -> pa.Table:

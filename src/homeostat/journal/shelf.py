@@ -23,6 +23,7 @@ from homeostat.journal.disk import failed
 from homeostat.journal.join import Key
 from homeostat.journal.lines import Places
 from homeostat.journal.snapshot import SLICE
+from homeostat.order import ordered
 
 LOOSE = 64 << 20  # bytes of rows that are kept in memory
 
@@ -157,7 +158,7 @@ class Shelf:
 
     def _merged(self) -> pa.Table:
         rows = pa.concat_tables(self._loose)
-        return (join.ordered(rows) if self._ordered else rows).combine_chunks()
+        return (ordered(rows) if self._ordered else rows).combine_chunks()
 
     def _parsed(self, data: bytes, ends: Places, offset: int) -> pa.Table:
         rows = lines.decode(data, self._schema)

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from homeostat.errors import JournalError
 from homeostat.journal import join
 from homeostat.journal.join import Key
+from homeostat.order import ordered
 from homeostat.schema import TIMESTAMP
 
 APP = "homeostat"  # whose number a commit carries
@@ -155,7 +156,7 @@ class Snapshot:
             return self._aligned(join.between(held, low, high), columns)
         whole = all(_inside(file, low, high) for file in near)
         rows = self._read(near, self._homes(columns), None if whole else join.inside(low, high))
-        return self._aligned(join.ordered(rows), columns)
+        return self._aligned(ordered(rows), columns)
 
     def everything(self) -> pa.Table:
         """All rows with all columns, in no order."""
@@ -246,7 +247,7 @@ class Snapshot:
         if new or not rows.schema.equals(self.schema):
             fresh = self._read(new, self.schema.names, None)
             rows = pa.concat_tables([rows, fresh], promote_options="default")
-            rows = join.ordered(rows.select(self.schema.names)).combine_chunks()
+            rows = ordered(rows.select(self.schema.names)).combine_chunks()
         return rows
 
     @property

@@ -7,19 +7,18 @@ other stages still say what they found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from homeostat.blocks import Kept
 from homeostat.contracts import Reporter
 from homeostat.errors import cause
 from homeostat.monitor import performance, quality, staleness
 from homeostat.monitor.drift import LEAST, Drift, drift, nearest
-from homeostat.monitor.form import formed
+from homeostat.monitor.reading import Reading
 from homeostat.monitor.scene import Found, Journalled, Scene, Subject
 from homeostat.monitor.segments import Rule, segments, unknown_segments
 from homeostat.monitor.shapes import shapes
@@ -54,7 +53,7 @@ LACKING = frozenset({"row_volume", "row_gap", "stale_feed"})
 
 def examine(
     subject: Subject,
-    rows: pa.Table,
+    rows: pa.Table | Iterable[pa.Table],
     window: Window,
     *,
     refused: Mapping[str, int],
@@ -66,21 +65,23 @@ def examine(
     kept: Kept | None = None,
     asked: Journalled | None = None,
 ) -> Evidence:
-    """All that can be told about the served `rows` of `window`; never raises.
+    """All that can be told about the served `rows` of `window`; raises only what reading them does.
 
-    `rows` have the columns of `Journal.read` with the subject's schema, `refused` counts refused
+    `rows` have the columns of `Journal.scan` with the subject's schema, in one table or piece by
+    piece, one behind the other; they are gone through once and not held. `refused` counts refused
     rows by reason, and labels of rows younger than `mature_until` are not looked at; `asked`
     answers for rows before the window. Where nothing can be tested, `data_drift` keeps what
     `last` said and `carried_over` is true. With `kept` the profiles of the window come from there
     instead of from `rows`.
     """
     asked = asked or Journalled()
-    scene = Scene(subject, rows, window, refused, settings, mature_until, asked, now, last, kept)
+    pieces = [rows] if isinstance(rows, pa.Table) else rows
+    read = Reading.of(pieces, subject.wanted(settings, asked.seed, counted=kept is None))
+    scene = Scene(subject, read, window, refused, settings, mature_until, asked, now, last, kept)
     evidence, found = _untested(scene), Found()
-    unread: tuple[pa.Table, tuple[Finding, ...]] = (rows, ())
-    read, found.findings = found.stage("form", lambda: formed(rows, subject.schema), unread)
-    scene = replace(scene, rows=read)
-    if read.num_rows < max(LEAST, settings.min_rows):
+    none: tuple[Finding, ...] = ()
+    found.findings = found.stage("form", lambda: read.findings, none)
+    if read.rows < max(LEAST, settings.min_rows):
         return _too_few(scene, evidence, found)
     _look(scene, found, reporter)
     if settings.detector == "evidently":
@@ -107,7 +108,7 @@ def _untested(scene: Scene) -> Evidence:
     """What is known before anything is compared."""
     last, now = scene.last, scene.now
     reference, least = scene.subject.reference, max(LEAST, scene.settings.min_rows)
-    rows = scene.rows.num_rows
+    rows = scene.reading.served
     return Evidence(
         window=scene.window,
         release=scene.subject.release,
@@ -117,7 +118,7 @@ def _untested(scene: Scene) -> Evidence:
         hurts=Hurts.UNKNOWN,
         reason=f"The window holds {rows} rows; {least} are needed to compare.",
         rows=rows,
-        labelled=_labelled(scene.rows),
+        labelled=scene.reading.labelled,
         refused=sum(scene.refused.values()),
         reference_rows=reference.rows,
         reference_blocks=len(reference.blocks),
@@ -166,7 +167,9 @@ def _look(scene: Scene, found: Found, reporter: Reporter) -> None:
     subject = scene.subject
     profile = _assess(scene, found)
     found.evidently = found.stage(
-        "evidently", lambda: reporter.evidently(subject.sample, scene.rows, subject.schema), {}
+        "evidently",
+        lambda: reporter.evidently(subject.sample, scene.reading.sums.sample, subject.schema),
+        {},
     )
     found.findings += unknown_segments(subject.schema.features, scene.settings.segments)
     bad = {finding.column for finding in found.broken}
@@ -214,7 +217,7 @@ def _quality(scene: Scene, profile: Profile, found: Found) -> tuple[Finding, ...
         schema=subject.schema,
         reference=subject.reference,
         traits=subject.traits,
-        rows=scene.rows,
+        sums=scene.reading.sums,
         current=profile,
         window=scene.window,
         refused=scene.refused,
@@ -234,7 +237,8 @@ def _segments(scene: Scene, columns: list[str]) -> tuple[Segment, ...]:
     subject, settings = scene.subject, scene.settings
     rule = Rule(settings.block, settings.alpha, settings.min_effect, settings.min_rows)
     features, names = subject.schema.features, settings.segments
-    return segments(subject.levels, scene.rows, features, names, rule, columns=columns)
+    parted = scene.reading.parted
+    return segments(subject.levels, parted, features, names, rule, columns=columns)
 
 
 def _false_alarms(scene: Scene, found: Drift) -> float | None:
@@ -246,14 +250,14 @@ def _false_alarms(scene: Scene, found: Drift) -> float | None:
 
 def _prediction_drift(scene: Scene) -> ColumnDrift | None:
     """Of the champion's own predictions only; None where there are too few of them."""
-    own = scene.own
-    if own.num_rows < scene.settings.min_rows:
+    if scene.reading.scored.seen < scene.settings.min_rows:
         return None
     return next(iter(_drift(scene, scene.counted[1], [PREDICTION]).columns), None)
 
 
 def _performance(scene: Scene) -> Performance:
     subject, settings, asked = scene.subject, scene.settings, scene.asked
+    own = scene.reading.scored
     scope = performance.Scope(
         release=subject.release,
         mature_until=scene.mature_until,
@@ -266,8 +270,9 @@ def _performance(scene: Scene) -> Performance:
         window=scene.window,
         past=asked.past,
         since=subject.cutoff,
+        share=own.share,
     )
-    return performance.performance(scene.rows, subject.schema, scope)
+    return performance.performance(own.rows, subject.schema, scope)
 
 
 def _staleness(scene: Scene) -> Staleness | None:
@@ -358,12 +363,6 @@ def _of_segments(found: Sequence[Segment]) -> str:
     if not judged:
         return ""
     return f" {judged.count(State.DRIFT)} of {len(judged)} segments drifted."
-
-
-def _labelled(rows: pa.Table) -> int:
-    if "label" not in rows.column_names:
-        return 0
-    return int(pc.count(rows.column("label")).as_py())
 
 
 def _sentence(failures: list[str]) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from homeostat.errors import SchemaError
 from homeostat.infer import features
-from homeostat.levels import Levels
+from homeostat.levels import Levels, Parting
 from homeostat.monitor.drift import LEAST, NOTHING, Drift, drift
 from homeostat.monitor.segments import Rule
 from homeostat.monitor.segments import segments as judged
@@ -97,6 +97,9 @@ def compare(
     if schema is None:
         schema = _schema(sides[0])
     before, after = (Profile.of(side, schema, block=block) for side in sides)
+    levels = Levels.of(sides[0], schema.features, segments, block=block)
+    parted = Parting(levels, schema.features, segments, block)
+    parted.add(sides[1])
     enough = min(before.rows, after.rows) >= max(LEAST, min_rows)
     found = (
         drift(before, after, alpha=alpha, min_effect=min_effect, columns=schema.names)
@@ -115,8 +118,8 @@ def compare(
         alpha=alpha,
         min_effect=min_effect,
         segments=judged(
-            Levels.of(sides[0], schema.features, segments, block=block),
-            sides[1],
+            levels,
+            parted,
             schema.features,
             segments,
             Rule(block, alpha, min_effect, min_rows),

@@ -9,7 +9,7 @@ worse: yes, no, or not to be told yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -33,6 +33,7 @@ from homeostat.monitor.metrics import ESTIMATED, Metric, Scores, chosen, metrics
 from homeostat.monitor.small import Past, encoded
 from homeostat.profile import moments
 from homeostat.records import EPOCH, MICROSECOND, Hurts, Interval, Performance, Window
+from homeostat.reservoir import Reservoir
 from homeostat.schema import TIMESTAMP, Schema
 from homeostat.scoring import outputs
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 MARGIN = 0.02  # a metric this much worse than the baseline, as a share of it, is not called harm
 TENTHS = 10  # parts of the scores for which the share labelled is told
 KEPT = 10_000  # rows of a past window, on average, that estimates learn and are judged from
+MOST = 1 << 18  # rows of a window that metrics are told from; of more, so many are drawn
 DAY = timedelta(days=1)
 
 
@@ -60,6 +62,7 @@ class Scope:
     window: Window | None = None  # that the rows are of; None: nothing but them is known
     past: Past | None = None
     since: datetime | None = None  # the champion predicted nothing before
+    share: float = 1.0  # of the champion's rows of the window, those that were drawn and are given
 
     @property
     def lag(self) -> timedelta:
@@ -78,15 +81,19 @@ def performance(rows: pa.Table, schema: Schema, scope: Scope) -> Performance:
 
     `measures` holds every metric of the task on that cohort, `estimates` those that can be told
     without labels, `extra` the share of the cohort that is labelled (`labelled_share`) and
-    `unknown_labels`, rows left out because their label is no class of the model. Raises
+    `unknown_labels`, rows left out because their label is no class of the model. Of a cohort or a
+    window of more than `MOST` rows so many are drawn; `extra` then says what share of them that is
+    (`sampled_share`, `estimate_sampled_share`). Raises
     SchemaError where a loss is not finite, SettingsError for an unknown metric. An estimate that
     fails is left out, with the reason in `note`.
     """
     metric = chosen(scope.metric, schema.target.task)
-    cohort = _cohort(rows, schema, scope)
+    cohort, drawn = _cohort(rows, schema, scope)
     judged, unknown = _judged(cohort, schema)
     share = _labelled_share(cohort, schema)
     extra = {"unknown_labels": float(unknown)} if unknown else {}
+    shares = {"sampled_share": drawn, "estimate_sampled_share": scope.share}
+    extra |= {name: part for name, part in shares.items() if part < 1}
     measures: dict[str, Interval] = {}
     if judged.num_rows:
         scores = _scores(judged, schema, scope)
@@ -145,14 +152,20 @@ def _compared(performance: Performance, now: Interval | None) -> Hurts:
     return Hurts.NO if high <= bound else Hurts.UNKNOWN
 
 
-def _cohort(rows: pa.Table, schema: Schema, scope: Scope) -> pa.Table:
-    """The champion's rows of the newest window whose labels have come, labelled or not."""
+def _cohort(rows: pa.Table, schema: Schema, scope: Scope) -> tuple[pa.Table, float]:
+    """The champion's rows of the newest window whose labels have come, labelled or not, and what
+    share of these they are.
+    """
+    share = scope.share
     if scope.lag and scope.window is not None and scope.past is not None:
         end = scope.mature_until
         window = Window(end - scope.window.length, end)
-        rows = _joined(scope.past(window, _bare(schema)), schema, scope)
+        held = Reservoir(MOST, scope.seed)
+        for part in scope.past(window, _bare(schema)):
+            held.add(_mine(part, schema, scope))
+        rows, share = held.rows, held.share
     mature = pc.less(rows.column("occurred_at"), pa.scalar(scope.mature_until, TIMESTAMP))
-    return _own(rows.filter(mature), scope)
+    return _own(rows.filter(mature), scope), share
 
 
 def _own(rows: pa.Table, scope: Scope) -> pa.Table:
@@ -164,11 +177,14 @@ def _bare(schema: Schema) -> Schema:
     return schema if schema.target.task == "regression" else replace(schema, features=())
 
 
-def _joined(parts: Iterable[pa.Table], schema: Schema, scope: Scope) -> pa.Table:
-    """The champion's rows of all parts, with the columns that performance is told from."""
+def needed(schema: Schema) -> list[str]:
+    """The columns that performance is told from."""
     names = ["occurred_at", "prediction", "probability", "probabilities", "label"]
-    names += ["model_version", *_bare(schema).names]
-    return pa.concat_tables([_own(part, scope).select(names) for part in parts])
+    return [*names, "model_version", *_bare(schema).names]
+
+
+def _mine(part: pa.Table, schema: Schema, scope: Scope) -> pa.Table:
+    return _own(part.select(needed(schema)), scope)
 
 
 def _judged(cohort: pa.Table, schema: Schema) -> tuple[pa.Table, int]:
@@ -226,20 +242,20 @@ def _baseline(metric: Metric, schema: Schema, scope: Scope) -> Interval | None:
         return None
     if scope.since >= scope.mature_until:
         return None
-    held: list[pa.Table] = []
+    held = Reservoir(MOST, scope.seed)
     length, end = scope.window.length, scope.mature_until
     for part in scope.past(Window(scope.since, scope.mature_until), _bare(schema)):
-        mine = _joined([part], schema, scope)
+        mine = _mine(part, schema, scope)
         if not mine.num_rows:
             continue
-        if not held:
+        if not held.seen:
             end = mine.column("occurred_at")[0].as_py() + length
-        held.append(mine.filter(pc.less(mine.column("occurred_at"), pa.scalar(end, TIMESTAMP))))
+        held.add(mine.filter(pc.less(mine.column("occurred_at"), pa.scalar(end, TIMESTAMP))))
         if mine.column("occurred_at")[-1].as_py() >= end:
             break
-    if not held or end > scope.mature_until:
+    if not held.seen or end > scope.mature_until:
         return None
-    judged, _ = _judged(pa.concat_tables(held), schema)
+    judged, _ = _judged(held.rows, schema)
     return metric.interval(_scores(judged, schema, scope)) if judged.num_rows else None
 
 
@@ -278,7 +294,7 @@ def _with_estimate(
 
 
 def _known(none: pa.Table, schema: Schema, scope: Scope) -> tuple[Course | None, Known]:
-    """The champion's labelled rows that are old enough, thinned evenly where there are many."""
+    """The champion's labelled rows that are old enough; where there are many, some of them."""
     if scope.past is None or scope.window is None:
         return None, _labelled(none, schema, scope)
     end = _end(scope) - scope.lag
@@ -286,11 +302,10 @@ def _known(none: pa.Table, schema: Schema, scope: Scope) -> tuple[Course | None,
     length = scope.window.length
     course = Course(_micro(end), length // MICROSECOND, max(delay, timedelta(0)) // MICROSECOND)
     start = EPOCH + course.start * MICROSECOND
-    parts = scope.past(Window(start, end), _bare(schema))
-    labelled = (part.filter(pc.is_valid(part.column("label"))) for part in parts)
-    rows = _joined(labelled, schema, scope)
-    step = max(1, -(-rows.num_rows // (KEPT * (RECORD + LEARNED))))
-    return course, _labelled(rows.take(np.arange(0, rows.num_rows, step)), schema, scope)
+    held = Reservoir(KEPT * (RECORD + LEARNED), scope.seed)
+    for part in scope.past(Window(start, end), _bare(schema)):
+        held.add(_mine(part.filter(pc.is_valid(part.column("label"))), schema, scope))
+    return course, _labelled(held.rows, schema, scope)
 
 
 def _end(scope: Scope) -> datetime:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy import special
 
+from homeostat.monitor.sums import Sums
 from homeostat.monitor.values import SIGNIFICANCE, Sight, gravest, most, runs, tail
 from homeostat.profile import Profile
 from homeostat.records import EPOCH, MICROSECOND, Evidence, Finding, State, Window
@@ -50,8 +49,8 @@ class Case:
     schema: Schema
     reference: Profile
     traits: Traits | None  # of the reference; None in releases made before there were any
-    rows: pa.Table  # of the window, features in the schema's types
-    current: Profile  # of `rows`
+    sums: Sums  # of the window's rows
+    current: Profile  # of the same rows
     window: Window
     refused: Mapping[str, int]  # refused rows by reason
     now: datetime
@@ -62,10 +61,6 @@ class Case:
     def length(self) -> int:
         """Blocks of the window."""
         return max(-(-self.window.length // self.current.block), 1)
-
-    @cached_property
-    def own(self) -> Traits:
-        return Traits.of(self.rows, self.schema, block=self.current.block)
 
 
 def quality(case: Case) -> tuple[Finding, ...]:
@@ -104,10 +99,10 @@ def _sights(case: Case) -> Iterator[Sight]:
             before,
             case.current.column(feature.name)[1],
             case.length,
-            _values(case.rows, feature),
+            _values(case.sums.sample, feature),
             case.traits.numbers.get(feature.name) if case.traits else None,
             case.traits.sizes if case.traits else np.empty(0, dtype=np.int64),
-            case.own.numbers.get(feature.name),
+            case.sums.numbers.get(feature.name),
         )
 
 
@@ -183,12 +178,9 @@ def _stale(case: Case) -> Finding | None:
     """Nothing has come for longer than the reference ever paused; it blocks where nothing came
     for more than a whole window.
     """
-    if not case.rows.num_rows or not len(case.reference.blocks):
+    newest = case.sums.newest
+    if newest is None or not len(case.reference.blocks):
         return None
-    times = [case.rows.column("occurred_at")]
-    if "recorded_at" in case.rows.column_names:
-        times.append(case.rows.column("recorded_at"))
-    newest = max(moment for column in times if (moment := pc.max(column).as_py()) is not None)
     paused = int(np.diff(case.reference.blocks).max(initial=1)) * case.current.block
     age, limit = case.now - newest, max(GAPS * paused, timedelta(0))
     if age <= limit:
@@ -209,12 +201,9 @@ def _stale(case: Case) -> Finding | None:
 
 
 def _doubled(case: Case) -> Finding | None:
-    if "prediction_id" not in case.rows.column_names or not case.rows.num_rows:
+    if not case.sums.doubled:
         return None
-    ids = case.rows.column("prediction_id")
-    share = 1 - int(pc.count_distinct(ids, mode="all").as_py()) / len(ids)
-    if not share:
-        return None
+    share = 1 - (case.sums.rows - case.sums.doubled) / case.sums.rows
     severe = share > DOUBLED_BLOCK
     message = f"{share:.1%} of the rows have an id that another row has."
     limit = DOUBLED_BLOCK if severe else 0.0
@@ -230,7 +219,7 @@ def _repeated(case: Case, columns: Sequence[Finding]) -> Finding | None:
     lost = any(case.known) or any(finding.check != "stuck_values" for finding in columns)
     if usual is None or not rows or lost:
         return None
-    count = int(case.own.repeats.sum())
+    count = case.sums.repeated
     within = usual.repeats[:, : reach_of(case.length - 1) + 1].sum(axis=1)
     before = most(within, usual.sizes, case.length)
     rise = count / rows - before

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from homeostat import importance
@@ -24,6 +23,7 @@ from homeostat.contracts import Engine, Journal
 from homeostat.errors import cause
 from homeostat.levels import SEGMENTS, Levels
 from homeostat.monitor.drift import NOTHING, Drift
+from homeostat.monitor.reading import Reading, Wanted
 from homeostat.monitor.small import Past
 from homeostat.profile import Profile
 from homeostat.records import (
@@ -77,6 +77,19 @@ class Subject:
             levels=Levels.from_bytes(held[SEGMENTS]) if SEGMENTS in held else None,
         )
 
+    def wanted(self, settings: Monitor, seed: int, *, counted: bool) -> Wanted:
+        """What is to be made of the rows of a window; with `counted`, profiles too."""
+        edges = self.reference.output_edges
+        return Wanted(
+            self.schema,
+            self.release,
+            settings,
+            seed,
+            self.traits,
+            self.levels,
+            edges if counted else None,
+        )
+
 
 def _baseline(champion: Release) -> Interval | None:
     """The champion's loss on the rows that judged it."""
@@ -112,7 +125,7 @@ class Scene:
     """One window, and the rules it is looked at by."""
 
     subject: Subject
-    rows: pa.Table
+    reading: Reading  # of the served rows
     window: Window
     refused: Mapping[str, int]
     settings: Monitor
@@ -126,23 +139,12 @@ class Scene:
     def counted(self) -> tuple[Profile, Profile]:
         """The profiles of the served rows, and of those that the champion itself predicted."""
         if self.kept is None:
-            return self.profile(self.rows), self.profile(self.own)
+            return self.reading.profiles
         subject, block = self.subject, self.settings.block
         edges, model = subject.reference.output_edges, subject.release
         return self.kept.profiles(
             self.window, subject.schema, block=block, output_edges=edges, model=model
         )
-
-    @property
-    def own(self) -> pa.Table:
-        """The rows that the champion itself predicted; after a swap there are others."""
-        mine = pc.equal(self.rows.column("model_version"), self.subject.release)
-        return self.rows.filter(mine)
-
-    def profile(self, rows: pa.Table) -> Profile:
-        edges = self.subject.reference.output_edges
-        schema, block = self.subject.schema, self.settings.block
-        return Profile.of(rows, schema, block=block, output_edges=edges)
 
 
 @dataclass(slots=True)

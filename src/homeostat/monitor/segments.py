@@ -1,6 +1,6 @@
 """Segments: whether the rows of one level of a column drifted, beside the reference's rows of it.
 
-Takes the release's profiles of its training rows by level, and the rows of a window. Gives for each
+Takes the release's profiles of its training rows by level, and those of a window. Gives for each
 level of the columns named a verdict by the same test as the whole window's; the chance that any of
 them is called drift while nothing has changed is at most `alpha`, all of them together.
 """
@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-import pyarrow as pa
-
-from homeostat.levels import LARGEST, Level, Levels, Parts, unknown
+from homeostat.levels import LARGEST, Level, Levels, Parting, unknown
 from homeostat.monitor.drift import LEAST, drift, nearest
 from homeostat.records import Finding, Segment, State
 from homeostat.schema import Feature
@@ -38,19 +36,14 @@ class Rule:
 class _Case:
     """One level in reference and window."""
 
-    level: Level
-    place: int  # of the level in `parts`
-    parts: Parts  # of the window
+    level: Level  # of the reference
+    now: Level  # of the window
     columns: tuple[str, ...]  # that are compared
-
-    @property
-    def rows(self) -> int:
-        return int(self.parts.sizes[self.place])
 
 
 def segments(
     reference: Levels | None,
-    rows: pa.Table,
+    window: Parting,
     features: Sequence[Feature],
     names: Sequence[str],
     rule: Rule,
@@ -65,23 +58,22 @@ def segments(
     without a level says so. `reference` None: an older release. Names that are no category or
     boolean are left to `unknown_segments`.
     """
-    by_name, wrong = {feature.name: feature for feature in features}, unknown(features, names)
+    wrong = unknown(features, names)
     found: list[Segment | _Case] = []
     for name in dict.fromkeys(names):
         if name in wrong:
             continue
         if name not in columns:
             reason = f"{name!r} is broken in this window: its rows cannot be told apart."
-            found.append(_untold(name, rows.num_rows, 0, reason))
+            found.append(_untold(name, window.rows, 0, reason))
         elif reference is None or name not in reference.columns:
             reason = (
                 f"The champion was released before {name!r} was named in monitor.segments: its "
                 "segments are known from the next release on."
             )
-            found.append(_untold(name, rows.num_rows, 0, reason))
+            found.append(_untold(name, window.rows, 0, reason))
         else:
-            parts = Parts.of(rows, features, by_name[name], rule.block)
-            found += _cases(reference, name, parts, [n for n in columns if n != name])
+            found += _cases(reference, name, window, [n for n in columns if n != name])
     judged = sum(isinstance(one, _Case) and _enough(one, rule) for one in found)
     return tuple(_judged(one, rule, judged) if isinstance(one, _Case) else one for one in found)
 
@@ -103,22 +95,22 @@ def unknown_segments(features: Sequence[Feature], names: Sequence[str]) -> tuple
 
 
 def _cases(
-    reference: Levels, name: str, parts: Parts, columns: Sequence[str]
+    reference: Levels, name: str, window: Parting, columns: Sequence[str]
 ) -> Iterator[Segment | _Case]:
     """The levels that the reference counts apart, and what is said of the rows of all others."""
     cases = [
-        _Case(level, parts.names.index(level.name), parts, tuple(columns))
+        _Case(level, window.level(name, level.name), tuple(columns))
         for level in reference.within(name)
     ]
     yield from cases
-    rest = parts.rows - sum(case.rows for case in cases)
+    rest = window.rows - sum(case.now.rows for case in cases)
     if rest:
         known = sum(case.level.rows for case in cases)
         yield _untold(name, rest, reference.rows - known, REST)
 
 
 def _enough(case: _Case, rule: Rule) -> bool:
-    return min(case.rows, case.level.rows) >= max(LEAST, rule.min_rows)
+    return min(case.now.rows, case.level.rows) >= max(LEAST, rule.min_rows)
 
 
 def _untold(column: str, rows: int, reference_rows: int, reason: str) -> Segment:
@@ -127,17 +119,17 @@ def _untold(column: str, rows: int, reference_rows: int, reason: str) -> Segment
 
 def _judged(case: _Case, rule: Rule, judged: int) -> Segment:
     """One of so many segments that are judged. No more than one profile is laid out at a time."""
-    level = case.level
-    told = Segment(level.column, level.name, State.INSUFFICIENT_DATA, case.rows, level.rows)
+    level, now = case.level, case.now
+    told = Segment(level.column, level.name, State.INSUFFICIENT_DATA, now.rows, level.rows)
     if not _enough(case, rule):
         reason = (
-            f"{case.rows} rows in the window and {level.rows} in the reference; {rule.min_rows} of "
+            f"{now.rows} rows in the window and {level.rows} in the reference; {rule.min_rows} of "
             "each are needed to compare."
         )
         return replace(told, reason=reason)
     found = drift(
         level.profile,
-        case.parts.profile(case.place),
+        now.profile,
         alpha=rule.alpha / judged,
         min_effect=rule.min_effect,
         columns=case.columns,

@@ -22,6 +22,7 @@ from homeostat.monitor.metrics import Metric, Scores, chosen, jackknife
 from homeostat.monitor.small import Past, encoded, trees
 from homeostat.profile import moments
 from homeostat.records import MICROSECOND, Interval, Staleness, Task, Window
+from homeostat.reservoir import Reservoir
 from homeostat.schema import Schema
 from homeostat.stats import BlockMean
 
@@ -34,7 +35,7 @@ LEARNED = 4
 """Windows of rows that a twin learns from."""
 
 MOST = 10_000
-"""Rows of them, taken evenly, and rows that the twins are asked about."""
+"""Rows of them, drawn where there are more, and rows that the twins are asked about."""
 
 FEWEST = 300
 """Rows under which no twin is fitted."""
@@ -134,22 +135,15 @@ def _none(metric: Metric, reason: str) -> Staleness:
 
 
 def _part(past: Past, window: Window, schema: Schema, twins: Twins) -> _Part:
-    """The labelled rows of a window, at most `MOST` of them, evenly; memory stays bounded."""
-    step, seen = 1, 0
-    held: list[pa.Table] = []
+    """The labelled rows of a window, at most `MOST` of them; memory stays bounded."""
+    held = Reservoir(MOST, twins.seed)
     for piece in past(window, schema):
         rows = piece.filter(pc.is_valid(piece.column("label")))
         if schema.target.task != "regression":
             known = pa.array(schema.target.classes, pa.string())
             rows = rows.filter(pc.is_in(rows.column("label"), known))
-        first = -seen % step
-        seen += rows.num_rows
-        held.append(rows.take(np.arange(first, rows.num_rows, step)))
-        while sum(part.num_rows for part in held) > MOST:  # every second of those that are kept
-            kept = pa.concat_tables(held)
-            held = [kept.take(np.arange(0, kept.num_rows, 2))]
-            step *= 2
-    kept = pa.concat_tables(held)
+        held.add(rows)
+    kept = held.rows
     blocks = np.asarray(moments(kept) // (twins.block // MICROSECOND))
     return _Part(encoded(kept, schema), schema.labels(kept), blocks)
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import special
 
 from homeostat.monitor import units
+from homeostat.monitor.sums import Values
 from homeostat.profile import Column
 from homeostat.records import Finding
 from homeostat.schema import Feature
@@ -49,10 +50,10 @@ class Sight:
     before: Counts  # of the reference, shape (blocks, cells)
     after: Counts  # of the window, shape (blocks, cells)
     length: int  # blocks of the window
-    values: Floats  # of a number: those of the window, NaN for null; else of no length
+    sample: Floats  # of a number: values of the window, NaN for null; else of no length
     usual: Number | None  # traits of the reference; None for other kinds, and where not known
     sizes: Counts  # rows of the blocks of `usual`, shape (blocks,)
-    now: Number | None  # traits of the window
+    now: Values | None  # of a number: what its values in the window came to
 
     @property
     def name(self) -> str:
@@ -128,14 +129,14 @@ def _infinite(sight: Sight) -> Finding | None:
     if sight.usual is None or sight.now is None:
         return None
     usual = most(sight.usual.infinite, sight.sizes, sight.length)
-    return _spike("not_finite", sight, int(sight.now.infinite.sum()), usual)
+    return _spike("not_finite", sight, sight.now.infinite, usual)
 
 
 def _stuck(sight: Sight) -> Finding | None:
     if sight.usual is None or sight.now is None:
         return None
     usual = most(sight.usual.stuck, sight.sizes, sight.length)
-    count = int(sight.now.stuck.sum())
+    count = sight.now.stuck
     share = count / sight.rows
     if share - usual <= STUCK_WARN or tail(count, sight.rows, usual) > SIGNIFICANCE:
         return None
@@ -160,10 +161,8 @@ def _constant(sight: Sight) -> Finding | None:
         return None
     if sight.column.kind == "category" and place == len(values) - 1:
         return None  # all other levels together are no constant
-    if sight.column.ordered:
-        known = sight.values[~np.isnan(sight.values)]
-        if not len(known) or (known != known[0]).any():
-            return None
+    if sight.column.ordered and (sight.now is None or sight.now.low != sight.now.high):
+        return None
     # Of whichever value: a month, say, is the same throughout each stretch.
     usual = _largest(sight.before[:, :-1], sight.length)
     if usual > CONSTANT_SHARE or usual**rows > SIGNIFICANCE:
@@ -181,7 +180,7 @@ def _constant(sight: Sight) -> Finding | None:
 def _unit(sight: Sight) -> Finding | None:
     if sight.feature.kind != "number" or len(sight.feature.edges) < units.LEAST_VALUES:
         return None
-    known = sight.values[np.isfinite(sight.values)]
+    known = sight.sample[np.isfinite(sight.sample)]
     edges, bins = np.array(sight.feature.edges), sight.before[:, :-1]
     stretches = units.quantiles(runs(bins, sight.length), edges)
     whole = units.quantiles(bins.sum(axis=0), edges)
@@ -201,20 +200,15 @@ def _unit(sight: Sight) -> Finding | None:
 
 
 def _outside(sight: Sight) -> Finding | None:
-    usual = sight.usual
-    if usual is None or usual.low is None or usual.high is None:
+    if sight.now is None:
         return None
-    known = sight.values[~np.isnan(sight.values)]
-    width = usual.high - usual.low
-    outside = (known < usual.low) | (known > usual.high)
-    # What never varied has no width to measure by.
-    far = outside & ((known < usual.low - width) | (known > usual.high + width)) & (width > 0)
-    shares = outside.sum() / sight.rows, far.sum() / sight.rows
-    if shares[0] <= OUTSIDE_WARN or tail(int(outside.sum()), sight.rows, 0.0) > SIGNIFICANCE:
+    outside = sight.now.outside
+    shares = outside / sight.rows, sight.now.far / sight.rows
+    if shares[0] <= OUTSIDE_WARN or tail(outside, sight.rows, 0.0) > SIGNIFICANCE:
         return None
-    severe = bool(shares[1] > FAR_BLOCK)
+    severe = shares[1] > FAR_BLOCK
     how = "far beyond" if severe else "beyond"
-    share = float(shares[severe])
+    share = shares[severe]
     return Finding(
         "out_of_range",
         "block" if severe else "warn",
