@@ -31,7 +31,13 @@ from loop_fixtures import (
 
 from homeostat.build import load_project
 from homeostat.engines import LocalEngine
-from homeostat.errors import HomeostatError, ReleaseError, TrainingError, VerificationError
+from homeostat.errors import (
+    HomeostatError,
+    JournalError,
+    ReleaseError,
+    TrainingError,
+    VerificationError,
+)
 from homeostat.records import Action, Hurts, Sent, State, Window
 from homeostat.report import FileReporter
 from homeostat.testing import START
@@ -544,6 +550,36 @@ def test_that_the_journal_could_not_be_sealed_is_told_to_people(drifted, fresh, 
         body for title, body in heard.said if title == "rides: the journal could not be sealed"
     ]
     assert "predictions.csv" in told
+
+
+class InPieces:
+    """A journal that gives its rows a few at a time, and never all at once."""
+
+    def __init__(self, journal, torn=False):
+        self._journal, self._torn = journal, torn
+
+    def __getattr__(self, name):
+        return getattr(self._journal, name)
+
+    def read(self, *_, **__):
+        raise AssertionError("a look read all rows of a window into one table")
+
+    def scan(self, *window, **options):
+        for rows in self._journal.scan(*window, **options):
+            yield from (rows.slice(at, 100) for at in range(0, max(rows.num_rows, 1), 100))
+            if self._torn:
+                raise JournalError("the history is torn.")
+
+
+def test_a_look_goes_through_the_rows_in_pieces_and_comes_to_the_same(drifted, fresh, engine):
+    root = fresh(drifted)
+    with turning(root, engine, DRIFTED) as loop:
+        whole, status = loop.monitor(), told(root)
+        assert replace(loop, journal=InPieces(loop.journal)).monitor() == whole
+        assert told(root) == status
+        torn = replace(loop, journal=InPieces(loop.journal, torn=True)).monitor()
+    assert (torn.state, torn.data_drift, torn.carried_over) == (State.FAILED, True, True)
+    assert "could not be examined: the history is torn" in torn.reason
 
 
 def test_the_report_shows_each_look_and_what_the_release_says_of_its_columns(

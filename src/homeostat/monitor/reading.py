@@ -71,7 +71,7 @@ class Reading:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """About the form of the rows, one of a column: the gravest of all pieces."""
+        """About the form of the rows, one of a column: the first of the gravest of all pieces."""
         self._check("form")
         known = (None, "occurred_at", *self._wanted.schema.names)
         places = {name: place for place, name in enumerate(known)}
