@@ -35,22 +35,32 @@ class Sizes:
     scan: int  # rows beside Polars
     large: int  # rows of the file that must need no more memory
     day: int  # rows of a day of the journal
+    looks: tuple[int, ...]  # rows of a day of windows that are looked at as a whole
     again: int  # times that a short process is measured, of which the median counts
 
 
-FULL = Sizes(report=1_000_000, scan=10_000_000, large=30_000_000, day=50_000, again=3)
-QUICK = Sizes(report=20_000, scan=200_000, large=400_000, day=2_000, again=1)
+FULL = Sizes(
+    report=1_000_000,
+    scan=10_000_000,
+    large=30_000_000,
+    day=50_000,
+    looks=(8_000, 40_000, 100_000),
+    again=3,
+)
+QUICK = Sizes(report=20_000, scan=200_000, large=400_000, day=2_000, looks=(200, 2_000), again=1)
 
 
 # --- what runs in a process of its own ---
 
 
 def invented(first: int, count: int, total: int, days: int) -> dict[str, Any]:
-    """Columns of rows `first` and on of `total`: normal, skewed and whole numbers, and levels."""
+    """Columns of rows `first` and on of `total`, those before the start below 0: normal, skewed
+    and whole numbers, and levels.
+    """
     import numpy as np
     import pyarrow as pa
 
-    random = np.random.default_rng(first)
+    random = np.random.default_rng(abs(first))
     step = days * DAY // timedelta(microseconds=1) // total
     begin = START.replace(tzinfo=None)
     times = np.datetime64(begin, "us") + (np.arange(first, first + count) * step)
@@ -133,8 +143,9 @@ def polars(folder: Path, rows: int) -> None:
         raise SystemExit("Polars counted other rows")
 
 
-def build_journal(folder: Path, rows: int) -> None:
+def build_journal(folder: Path, rows: int, labelled: int = 0) -> None:
     """One day more than the window has, all sealed; `rows` are those of a day."""
+    import numpy as np
     import pyarrow as pa
 
     from homeostat.journal import FileJournal
@@ -149,10 +160,13 @@ def build_journal(folder: Path, rows: int) -> None:
         columns["prediction_id"] = [f"{day * rows + i:012}" for i in range(rows)]
         columns["recorded_at"] = columns["occurred_at"]
         columns |= {"source": ["serve"] * rows, "model_version": ["m"] * rows}
-        columns |= {"prediction": ["true"] * rows, "probability": columns["number_2"] / 500}
+        share = columns["number_2"] / 500
+        columns |= {"prediction": ["true"] * rows, "probability": share}
         columns["probabilities"] = pa.nulls(rows, pa.string())
         table = pa.table([columns[name] for name in names.names], schema=names)
-        table = table.append_column("label", pa.nulls(rows, pa.string()))
+        labels = np.where(np.random.default_rng(day).random(rows) < share, "true", "false")
+        labels = pa.array(labels, pa.string()) if labelled else pa.nulls(rows, pa.string())
+        table = table.append_column("label", labels)
         table = table.append_column("labelled_at", table["occurred_at"])
         journal.load(table, exported=True)
 
@@ -172,6 +186,42 @@ def look(folder: Path, rows: int, first: int, last: int, place: str) -> None:
         raise SystemExit(f"counted {served.rows} rows of {rows * (last - first)}")
 
 
+def whole(folder: Path, rows: int) -> None:
+    """A turn's look at the window of `KEPT` days, Evidently and twins apart."""
+    import pyarrow as pa
+
+    from homeostat.blocks import Kept, served
+    from homeostat.journal import FileJournal
+    from homeostat.memory import CountingReporter
+    from homeostat.monitor import Journalled, Subject, examine
+    from homeostat.profile import Profile
+    from homeostat.records import State, Window
+    from homeostat.schema import Schema
+    from homeostat.settings import Monitor, Settings
+    from homeostat.traits import Traits
+
+    schema = Schema.from_json((folder / "schema.json").read_text())
+    window = Window(START, START + KEPT * DAY)
+    old = pa.table(invented(-100_000, 100_000, 100_000, DAYS))
+    known = Profile.of(old, schema, block=DAY), Traits.of(old, schema, block=DAY)
+    journal, end = FileJournal(folder / "logs"), window.end
+    found = examine(
+        Subject("m", schema, known[0], old.slice(0, 5_000), None, traits=known[1]),
+        map(served, journal.scan(window, as_of=end, schema=schema)),
+        window,
+        refused={},
+        last=None,
+        settings=Monitor(),
+        mature_until=end,
+        now=end,
+        reporter=CountingReporter(),
+        kept=Kept(journal, folder / "kept"),
+        asked=Journalled.of(journal, end, Settings(), None),
+    )
+    if found.rows != rows * KEPT or found.state is State.FAILED:
+        raise SystemExit(f"looked at {found.rows} rows of {rows * KEPT}: {found.reason}")
+
+
 def nothing(folder: Path, rows: int) -> None:
     """What a look imports, and no look."""
     import homeostat.blocks
@@ -180,7 +230,7 @@ def nothing(folder: Path, rows: int) -> None:
 
 PARTS: dict[str, Callable[..., None]] = {
     part.__name__: part
-    for part in (build_file, profile, evidently, polars, build_journal, look, nothing)
+    for part in (build_file, profile, evidently, polars, build_journal, look, whole, nothing)
 }
 
 
@@ -219,13 +269,14 @@ def _once(name: str, folder: Path, *more: int | str) -> Cost:
 def run(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield from beside_evidently(sizes, folder)
     yield from of_days(sizes, folder)
+    yield from as_a_whole(sizes, folder)
     yield from beside_polars(sizes, folder)
 
 
-def made(folder: Path, name: str, rows: int, build: str = "build_file") -> Path:
+def made(folder: Path, name: str, rows: int, build: str = "build_file", *more: int) -> Path:
     place = folder / name
     place.mkdir()
-    measured(build, place, rows)
+    measured(build, place, rows, *more)
     return place
 
 
@@ -278,6 +329,21 @@ def of_days(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield Row("the daily look over the new day alone", ratio, "×", "≤ 1.5", ratio <= 1.5)
     ratio = (first.cpu - start.cpu) / (daily.cpu - start.cpu)
     yield Row("first over daily look, imports apart, in cpu seconds", ratio, "×")
+
+
+def as_a_whole(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    peaks = []
+    for rows in sizes.looks:
+        place = made(folder, f"window-{rows}", rows, "build_journal", 1)
+        first, again = (measured("whole", place, rows) for _ in range(2))
+        peaks.append(again.peak)
+        yield Row(f"whole first look at {rows * KEPT:,} rows", first.seconds, "s")
+        yield Row("the same, all cores together", first.cpu, "cpu s")
+        yield Row("whole look, the days kept", again.seconds, "s")
+        yield Row("the same, all cores together", again.cpu, "cpu s")
+        yield Row("peak memory of the whole look", again.peak, "MiB")
+    ratio = peaks[-1] / peaks[-2]
+    yield Row("peak at the last over that before", ratio, "×", "≤ 1.1", ratio <= 1.1)
 
 
 if __name__ == "__main__":
