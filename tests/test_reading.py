@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeostat.errors import JournalError
+from homeostat.levels import Levels
 from homeostat.monitor import Subject, examine, performance, reading
 from homeostat.monitor.reading import Reading, Wanted
 from homeostat.profile import Profile
@@ -62,7 +63,9 @@ def subject(task):
     old = rows(7_000, task, Window(START, WEEK.start), seed=0)
     schema = Schema(FEATURES, TASKS[task]).learned_from(old)
     known = Profile.of(old, schema, block=DAY, output_edges=(0.0,) if task == "regression" else ())
-    return Subject("r1", schema, known, old, None, traits=Traits.of(old, schema, block=DAY))
+    levels = Levels.of(old, schema.features, ["carrier"], block=DAY)
+    traits = Traits.of(old, schema, block=DAY)
+    return Subject("r1", schema, known, old, None, traits=traits, levels=levels)
 
 
 SUBJECTS = {task: subject(task) for task in TASKS}
@@ -107,15 +110,17 @@ def test_one_piece_and_many_give_the_same_evidence(task, few, monkeypatch):
         monkeypatch.setattr(performance, "MOST", 250)
         monkeypatch.setattr(reading, "SAMPLE", 100)
     current, of = rows(600, task), SUBJECTS[task]
-    whole = look(current, of, sample=150)
+    chosen = {"sample": 150, "segments": ("carrier",)}
+    whole = look(current, of, **chosen)
     assert whole[0].state in (State.STABLE, State.DRIFT)
+    assert {segment.level for segment in whole[0].segments} == {"AA", "BB"}
     assert len(whole[1]) == (150 if few else 600)
     assert ("sampled_share" in whole[0].performance.extra) is few
 
     @settings(deadline=None, max_examples=5)
     @given(CUTS)
     def same(places):
-        assert look(iter(cut(current, places)), of, sample=150) == whole
+        assert look(iter(cut(current, places)), of, **chosen) == whole
 
     same()
 
@@ -212,15 +217,17 @@ def test_rows_that_cannot_be_read_to_their_end_are_not_taken_for_all():
 def test_no_piece_is_held_while_the_next_is_read(monkeypatch):
     monkeypatch.setattr(performance, "MOST", 100)
     monkeypatch.setattr(reading, "SAMPLE", 100)
-    before, size = pa.total_allocated_bytes(), rows(20_000).nbytes
+    whole, held = rows(20_000), []
 
     def pieces():
-        for number in range(6):
-            assert pa.total_allocated_bytes() - before < size
-            yield rows(20_000, seed=number)
+        for _ in range(6):
+            before = pa.total_allocated_bytes()
+            yield whole.take(np.arange(20_000))
+            held.append(pa.total_allocated_bytes() - before)
 
-    read = Reading.of(pieces(), Wanted(SUBJECTS["binary"].schema, "r1"))
+    read = Reading.of(pieces(), Wanted(SUBJECTS["binary"].schema, "r1", Monitor()))
     assert read.rows == 120_000
+    assert max(held) < whole.nbytes / 2
 
 
 def test_the_baseline_of_a_metric_and_late_labels_are_told_from_bounded_samples(monkeypatch):

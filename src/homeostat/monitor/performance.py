@@ -83,9 +83,9 @@ def performance(rows: pa.Table, schema: Schema, scope: Scope) -> Performance:
     without labels, `extra` the share of the cohort that is labelled (`labelled_share`) and
     `unknown_labels`, rows left out because their label is no class of the model. Of a cohort or a
     window of more than `MOST` rows so many are drawn; `extra` then says what share of them that is
-    (`sampled_share`, `estimate_sampled_share`). Raises
-    SchemaError where a loss is not finite, SettingsError for an unknown metric. An estimate that
-    fails is left out, with the reason in `note`.
+    (`sampled_share`, `estimate_sampled_share`). Raises SchemaError where a loss is not finite,
+    SettingsError for an unknown metric. An estimate that fails is left out, with the reason in
+    `note`.
     """
     metric = chosen(scope.metric, schema.target.task)
     cohort, drawn = _cohort(rows, schema, scope)

@@ -1,6 +1,6 @@
 """Quality: whether a window's data can be trusted at all, before anything is said about drift.
 
-Takes the window's rows, profile and refusals, and the champion's reference. Gives findings:
+Takes the window's sums, profile and refusals, and the champion's reference. Gives findings:
 `block` where a column or the window is broken, `warn` where someone should look. What the
 reference itself went through in any stretch as long as the window is never called broken.
 """
