@@ -7,21 +7,18 @@ demo and a replay are the same code with other parts. Each public method is one 
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from homeostat import blocks, gate, quarantine
 from homeostat.alerts import tell
 from homeostat.audit import attempted, fitted, jsonable, looked
+from homeostat.challenge import Challenge
 from homeostat.contracts import (
     Alerts,
     Audit,
@@ -36,8 +33,8 @@ from homeostat.contracts import (
     Watcher,
 )
 from homeostat.decide import asked
-from homeostat.errors import ReleaseError, TrainingError, cause
-from homeostat.holdout import Holdout, before, everything, hold_out
+from homeostat.errors import ReleaseError, cause
+from homeostat.holdout import before
 from homeostat.monitor import Journalled, Subject, examine, failed
 from homeostat.notes import Note
 from homeostat.records import (
@@ -51,8 +48,6 @@ from homeostat.records import (
     Verdict,
     Window,
 )
-from homeostat.schema import Schema
-from homeostat.scoring import row_losses
 from homeostat.settings import Settings
 
 
@@ -107,9 +102,7 @@ class Loop:
         if self.releases.champion() is not None:
             return self.retrain(now, force=True)
         now, began = now or self.clock.now(), time.monotonic()
-        schema = self._import(now, None)
-        rows = self._labelled(now, schema)
-        candidate, verdict = self._first(rows, schema, now)
+        candidate, verdict = self._challenger.first(now)
         release = self._promote(candidate, verdict, now)
         decision = Decision(Action.RETRAIN, "first", "There was no champion yet.")
         return self._done(Outcome(now, decision, None, verdict, release.id, promoted=True), began)
@@ -133,7 +126,7 @@ class Loop:
         now, began = now or self.clock.now(), time.monotonic()
         if self.releases.champion() is not None:
             raise ReleaseError("there is a champion already.", hint="Adopt into a new project.")
-        self._query(candidate)
+        self._challenger.query(candidate)
         self.journal.load(rows)
         window = Window(candidate.training.start, candidate.training.cutoff)
         verdict = gate.unjudged("The rows it was fitted on are unknown: none can judge it.", window)
@@ -219,112 +212,19 @@ class Loop:
         """Train a challenger and let the gate judge it; any failure keeps the champion."""
         now = outcome.at
         try:
-            schema = self._import(now, champion)
-            rows = self._labelled(now, schema)
-            parts = self._split(rows, champion)
-            if parts.problem:
-                self.audit.write("held", now, {"reason": parts.problem})
-                return outcome.held("no_fresh_labels", parts.problem)
-            refit = self.gated and self.settings.training.refit
-            candidate = self._fit(
-                parts.training, schema, parts.window.start, now, champion.id, trial=refit
-            )
-            self.audit.write("trained", now, fitted(candidate))
-            verdict = self._judge(candidate, champion, parts, now)
-            self.audit.write("gate", now, jsonable(verdict))
-            if verdict.promote and refit:
-                candidate = self._fit(rows, schema, parts.window.end, now, champion.id)
-                self._query(candidate)
-                self.audit.write("refitted", now, fitted(candidate))
-                verdict = replace(verdict, sibling=True)
-            if verdict.promote:
-                candidate = self.trainer.with_twin(candidate, parts.judging)
+            found = self._challenger.retrain(champion, now)
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("training_failed", now, {"reason": cause(error)})
             return outcome.held("failed", f"Training failed: {cause(error)}")
+        candidate, verdict = found.candidate, found.verdict
+        if candidate is None or verdict is None:
+            self.audit.write("held", now, {"reason": found.problem})
+            return outcome.held("no_fresh_labels", found.problem)
         if not verdict.promote:
             self.tracker.training(candidate, verdict, None, self.report)
             return replace(outcome, verdict=verdict)
         release = self._promote(candidate, verdict, now)
         return replace(outcome, verdict=verdict, release=release.id, promoted=True)
-
-    def _first(self, rows: pa.Table, schema: Schema, now: datetime) -> tuple[Candidate, Verdict]:
-        """A model of all rows, with the evidence of a sibling that never saw the newest ones."""
-        parts = self._split(rows, None)
-        if parts.problem:
-            verdict = gate.unjudged(parts.problem, parts.window)
-        else:
-            sibling = self._fit(parts.training, schema, parts.window.start, now, None, trial=True)
-            own = Schema.from_json(sibling.objects["schema"])
-            verdict = gate.judge_first(
-                training=own.labels(parts.training),
-                labels=own.labels(parts.fresh),
-                losses=self._losses(sibling.objects, parts.fresh),
-                task=own.target.task,
-                occurred_at=parts.fresh.column("occurred_at").to_numpy(),
-                block=self.settings.monitor.block,
-                window=parts.window,
-            )
-            verdict = replace(verdict, sibling=True)
-        candidate = self._fit(rows, schema, parts.window.end, now, None)
-        self.audit.write("first", now, fitted(candidate))
-        candidate = self.trainer.with_twin(candidate, parts.judging)
-        return replace(candidate, kind="first"), verdict
-
-    def _fit(
-        self,
-        rows: pa.Table,
-        schema: Schema,
-        cutoff: datetime,
-        now: datetime,
-        parent: str | None,
-        *,
-        trial: bool = False,
-    ) -> Candidate:
-        learned = schema.learned_from(rows)
-        return self.trainer.fit(rows, learned, cutoff=cutoff, as_of=now, parent=parent, trial=trial)
-
-    def _judge(
-        self, candidate: Candidate, champion: Release, parts: Holdout, now: datetime
-    ) -> Verdict:
-        if not self.gated:
-            return replace(gate.unjudged("No gate, as asked.", parts.window), promote=True)
-        held = {name: self.releases.object(champion, name) for name in champion.manifest["objects"]}
-        schema = Schema.from_json(held["schema"])
-        seen = self.journal.read(parts.window, as_of=now, labelled=True, schema=schema)
-        ids = parts.fresh.column("prediction_id")
-        seen = seen.filter(pc.is_in(seen.column("prediction_id"), ids.combine_chunks()))
-        if seen.column("prediction_id") != ids:
-            raise ReleaseError("champion and challenger were not given the same rows.")
-        numbers = schema.target.task == "regression"
-        verdict = gate.judge(
-            occurred_at=parts.fresh.column("occurred_at").to_numpy(),
-            champion=self._losses(held, seen),
-            challenger=self._losses(candidate.objects, parts.fresh),
-            metric="rmse" if numbers else "log_loss",
-            gate=self.settings.gate,
-            block=self.settings.monitor.block,
-            window=parts.window,
-            classes=None if numbers else len(parts.fresh.column("label").unique()),
-        )
-        if verdict.promote:
-            self._query(candidate)
-        return verdict
-
-    def _losses(self, held: Mapping[str, bytes], rows: pa.Table) -> Any:
-        """Loss of each labelled row by the model in `held`, shape (rows,)."""
-        schema = Schema.from_json(held["schema"])
-        scores = self.trainer.score(held["model"], rows, schema, held.get("calibrator"))
-        return row_losses(scores, rows, schema)
-
-    def _query(self, candidate: Candidate) -> None:
-        """Ask the stored bytes for the golden rows; raises ReleaseError when they differ."""
-        held = candidate.objects
-        golden = pq.read_table(io.BytesIO(held["golden"]))
-        schema = Schema.from_json(held["schema"])
-        scores = self.trainer.score(held["model"], golden, schema, held.get("calibrator"))
-        if scores != golden.select(scores.column_names):
-            raise ReleaseError("the challenger does not answer its golden rows as it did.")
 
     def _promote(self, candidate: Candidate, verdict: Verdict, now: datetime) -> Release:
         release = self.releases.add(candidate, verdict, now)
@@ -341,41 +241,13 @@ class Loop:
         self.tracker.training(candidate, verdict, release, self.report)
         return release
 
-    # --- rows ---
-
-    def _import(self, now: datetime, champion: Release | None) -> Schema:
-        """Bring what `load()` returns into history; the columns that training will read."""
-        loaded = self.trainer.load()
-        if loaded is not None and loaded.num_rows:
-            schema = self.trainer.schema_of(loaded)
-            self.journal.load(self.trainer.rows_of(loaded, schema, now))
-            return schema
-        if champion is None:
-            raise TrainingError(
-                "there is nothing to train on.",
-                hint=f"Let load() in {self.settings.training.script} return labelled rows; "
-                "`homeostat init` writes that script.",
-            )
-        return Schema.from_json(self.releases.object(champion, "schema"))
-
-    def _labelled(self, now: datetime, schema: Schema) -> pa.Table:
-        """All labelled rows that are old enough to be judged, but for those in quarantine."""
-        rows = self.journal.read(as_of=now, labelled=True, schema=schema)
-        rows = before(rows, now - self.settings.labels.delay)
-        return quarantine.left_out(rows, self.audit, schema, now)
-
-    def _split(self, rows: pa.Table, champion: Release | None) -> Holdout:
-        if champion is not None and not self.gated:
-            return everything(rows)
-        return hold_out(
-            rows,
-            known_until=champion.cutoff if champion else None,
-            looked_until=self.audit.past().looked_until,
-            gate=self.settings.gate,
-            training=self.settings.training,
-        )
-
     # --- small ---
+
+    @property
+    def _challenger(self) -> Challenge:
+        return Challenge(
+            self.settings, self.journal, self.releases, self.audit, self.trainer, self.gated
+        )
 
     def _champion(self) -> Release:
         champion = self.releases.champion()
