@@ -9,7 +9,7 @@ worse: yes, no, or not to be told yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -20,16 +20,17 @@ import pyarrow.compute as pc
 
 from homeostat.errors import SchemaError, cause
 from homeostat.monitor.estimate import (
-    LEARNED,
-    PROVEN,
-    RECORD,
     Course,
     Known,
+    Trial,
     expected,
+    parts,
     record,
+    trials,
+    weights,
     widened,
 )
-from homeostat.monitor.metrics import ESTIMATED, Metric, Scores, chosen, metrics_of
+from homeostat.monitor.metrics import ESTIMATED, Metric, Scores, chosen, clipped, metrics_of
 from homeostat.monitor.small import Past, encoded
 from homeostat.profile import moments
 from homeostat.records import Hurts, Interval, Performance, Window
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 MARGIN = 0.02  # a metric this much worse than the baseline, as a share of it, is not called harm
 TENTHS = 10  # parts of the scores for which the share labelled is told
-KEPT = 10_000  # rows of a past window, on average, that estimates learn and are judged from
+KEPT = 300_000  # rows of the past, at most, that estimates learn and are judged from
 DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
 
@@ -116,8 +117,8 @@ def hurts(performance: Performance) -> Hurts:
     Realised. Yes: even its better bound is worse than the baseline by more than `MARGIN` of it,
     and worse than the baseline's own worse bound. No: even its worse bound is not worse than the
     baseline by more than `MARGIN`. Unknown: everything else, and wherever one of the two is
-    missing. An estimate may say yes by the same rule, where its record counts five windows and
-    the labels of this window have not said no; it never says no.
+    missing. An estimate may say yes by the same rule, where its record is long enough for bounds
+    and the labels of this window have not said no; it never says no.
     """
     return Hurts.YES if _harm_by(performance) else _compared(performance, performance.realised)
 
@@ -127,8 +128,6 @@ def _harm_by(performance: Performance) -> Literal["labels", "estimate", ""]:
     if known is Hurts.YES:
         return "labels"
     if known is Hurts.NO and not performance.lag_days:
-        return ""
-    if performance.record.get("windows", 0) < PROVEN:
         return ""
     return "estimate" if _compared(performance, performance.estimated) is Hurts.YES else ""
 
@@ -251,47 +250,83 @@ def _with_estimate(
     target, own = schema.target, _own(rows, scope)
     if not own.num_rows:
         return replace(found, note="The champion predicted no row of the window.")
-    course, known = _known(own.slice(0, 0), schema, scope)
-    new = _unlabelled(own, schema, scope)
-    learned = known if course is None else course.learned(known, _micro(_end(scope)))
-    means = metric if metric.rows is not None else next(iter(metrics_of(target.task).values()))
-    scores = expected(learned, new, means, target, scope.seed)
+    known = metrics_of(target.task)
+    loss = metric if metric.rows is not None else next(iter(known.values()))
+    names = ESTIMATED if target.task != "regression" else (loss.name,)
+    leading = metric if metric.name in names else loss  # weighs what was learned, and when
+    asked = [leading, *(known[name] for name in names if name != leading.name)]
+    scores, past = _expected(_unlabelled(own, schema, scope), asked, schema, scope)
     if scores is None:
         note = "Too few mature labelled rows to learn from what a prediction is off by."
         return replace(found, note=note)
-    names = ESTIMATED if target.task != "regression" else (means.name,)
-    told = {name: metrics_of(target.task)[name].interval(scores) for name in names}
-    estimates = {name: interval for name, interval in told.items() if interval is not None}
-    past: Mapping[str, float] = {"windows": 0.0}
-    if course is not None and metric.name in estimates:
-        past = record(known, course, metric, target, least=scope.least, seed=scope.seed)
-        estimates[metric.name] = widened(estimates[metric.name], past)
-    note = ""
-    if metric.name not in estimates:
-        note = f"{metric.name} is not estimated."
+    errors = {
+        name: [one.errors[name] for one in past if name in one.errors]
+        for name in (metric.name, *names)
+    }
+    told = {name: known[name].interval(scores) for name in names}
+    estimates = {
+        name: clipped(widened(interval, errors[name]), known[name].bounds)
+        for name, interval in told.items()
+        if interval is not None
+    }
     return replace(
         found,
         estimated=estimates.get(metric.name),
         estimates=estimates,
-        record=past,
-        note=note,
+        record=record(errors[metric.name]),
+        note="" if metric.name in estimates else f"{metric.name} is not estimated.",
     )
 
 
-def _known(none: pa.Table, schema: Schema, scope: Scope) -> tuple[Course | None, Known]:
-    """The champion's labelled rows that are old enough, thinned evenly where there are many."""
+def _expected(
+    new: Known, asked: Sequence[Metric], schema: Schema, scope: Scope
+) -> tuple[Scores | None, list[Trial]]:
+    """The rows with the truth that is to be expected, and how such estimates went."""
+    target, found = schema.target, _known(schema, scope)
+    if found is None:
+        return expected([], [], new, asked[0]), []
+    course, known = found
+    past = trials(known, course, asked, target, least=scope.least, seed=scope.seed)
+    end = _micro(_end(scope))
+    told = parts(course.memories(known, end), new, asked[0], target, scope.seed)
+    return expected(told, weights(past, end - course.reach), new, asked[0]), past
+
+
+def _known(schema: Schema, scope: Scope) -> tuple[Course, Known] | None:
+    """The champion's labelled rows that are old enough, thinned evenly where there are many; None
+    where there can be none.
+    """
     if scope.past is None or scope.window is None:
-        return None, _labelled(none, schema, scope)
+        return None
     end = _end(scope) - scope.lag
     delay = _end(scope) - scope.mature_until
     length = scope.window.length
     course = Course(_micro(end), length // TICK, max(delay, timedelta(0)) // TICK)
     start = datetime(1970, 1, 1, tzinfo=UTC) + course.start * TICK
+    if scope.since is not None:
+        start = max(start, scope.since)
+    if start >= end:
+        return None
     parts = scope.past(Window(start, end), _bare(schema))
     labelled = (part.filter(pc.is_valid(part.column("label"))) for part in parts)
-    rows = _joined(labelled, schema, scope)
-    step = max(1, -(-rows.num_rows // (KEPT * (RECORD + LEARNED))))
-    return course, _labelled(rows.take(np.arange(0, rows.num_rows, step)), schema, scope)
+    rows = _thinned((_joined([part], schema, scope) for part in labelled), KEPT)
+    return None if rows is None else (course, _labelled(rows, schema, scope))
+
+
+def _thinned(parts: Iterable[pa.Table], most: int) -> pa.Table | None:
+    """Every nth row of all parts, n the least power of two that leaves at most `most`, in memory
+    for twice as many and a part.
+    """
+    kept: list[pa.Table] = []
+    step, seen, held = 1, 0, 0
+    for part in parts:
+        kept.append(part.take(np.arange(-seen % step, part.num_rows, step)))
+        seen, held = seen + part.num_rows, held + kept[-1].num_rows
+        while held > most:
+            whole = pa.concat_tables(kept)
+            kept, step = [whole.take(np.arange(0, held, 2))], 2 * step
+            held = kept[0].num_rows
+    return pa.concat_tables(kept) if kept else None
 
 
 def _end(scope: Scope) -> datetime:
