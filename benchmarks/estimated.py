@@ -3,7 +3,8 @@
 It takes a folder of labelled streams (`--streams DIR`) and the flights. On each a default model is
 trained on the first part and asked about the rest; for every later window the metric is estimated
 by Homeostat, as a look would, from rows whose labels had come by then, and by NannyML from a
-labelled reference, on the very same predictions. It gives the mean absolute error of both.
+labelled reference, on the very same predictions. It gives the mean absolute error of both, and how
+often the truth lay in Homeostat's interval.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from environments import made, run
 from load import BenchmarkError
 from rich.console import Console
 from rich.table import Table
+from streams import Source, features, real
 
-from homeostat import flights
 from homeostat.infer import infer
 from homeostat.monitor.metrics import Scores, metrics_of
 from homeostat.monitor.performance import Scope, performance
 from homeostat.monitor.small import encoded
-from homeostat.records import Window
+from homeostat.records import Interval, Window
 from homeostat.schema import TIMESTAMP, Schema
 from homeostat.scoring import outputs, tabulate
 from homeostat.stats import BlockMean
@@ -43,35 +44,9 @@ DAY = timedelta(days=1)
 TRAINED, REFERENCE = 0.3, 0.5  # shares of the rows, by time, before which they are that
 MATURE = 0.95  # share of the labels that has come at the delay
 LEAST = 30  # rows of a window
-WIDTH = 110  # below which the table folds
+WIDTH = 120  # below which the table folds
 
 
-@dataclass(frozen=True)
-class Stream:
-    """One data set: its target, and what of it is no feature."""
-
-    name: str
-    target: str
-    task: str = "binary"
-    exclude: tuple[str, ...] = ()
-    above: float | None = None  # the target is whether a number lies above it
-
-    def frame(self, folder: Path | None) -> pd.DataFrame:
-        if self.name == "flights":
-            return flights.read().dropna(subset=["labelled_at"]).drop(columns="prediction_id")
-        if folder is None:
-            raise FileNotFoundError("no --streams")
-        return pd.read_parquet(folder / f"{self.name}.parquet")
-
-
-STREAMS = (
-    Stream("electricity", "price_up"),
-    Stream("hotel_bookings", "is_canceled"),
-    Stream("rain_australia", "RainTomorrow"),
-    Stream("beijing_air", "PM2.5", exclude=("PM10",), above=75),
-    Stream("flights", "late"),
-    Stream("bike_sharing", "cnt", task="regression"),
-)
 COLUMNS = {"binary": ("log_loss", "accuracy", "auc", "f1"), "regression": ("rmse", "mae")}
 
 
@@ -104,23 +79,21 @@ class Scene:
         return rows.set_column(rows.column_names.index("label"), "label", labels)
 
 
-def prepared(stream: Stream, frame: pd.DataFrame, length: timedelta) -> Scene:
-    frame = frame.dropna(subset=[stream.target]).sort_values("occurred_at", kind="stable")
-    frame = frame.reset_index(drop=True)
+def prepared(
+    source: Source, frame: pd.DataFrame, length: timedelta, above: float | None = None
+) -> Scene:
+    """With `above`, the target is whether it lies above that number."""
+    if above is not None:
+        frame = frame.assign(**{source.target: (frame[source.target] > above).astype(int)})
     times = pd.to_datetime(frame["occurred_at"], utc=True)
     known = "labelled_at" in frame
     arrived = pd.to_datetime(frame["labelled_at"], utc=True) if known else times + DAY
-    if stream.above is not None:
-        frame[stream.target] = (frame[stream.target] > stream.above).astype(int)
-    dropped = ["occurred_at", "labelled_at", *stream.exclude]
-    features = frame.drop(columns=[name for name in dropped if name in frame])
     first, second = int(len(frame) * TRAINED), int(len(frame) * REFERENCE)
-    schema = infer(features.iloc[:first], target=stream.target, task=stream.task)
-    table = pa.Table.from_pandas(features[list(schema.names)], preserve_index=False)
-    columns = {f.name: table.column(f.name).cast(f.arrow, safe=False) for f in schema.features}
-    output = _answers(pa.table(columns), features[stream.target], first, schema)
-    labels = features[stream.target]
-    text = [schema.target.text(v) for v in labels.tolist()] if stream.task == "binary" else None
+    schema = infer(frame.iloc[:first], target=source.target)
+    columns, labels = features(frame, schema), frame[source.target]
+    output = _answers(pa.table(columns), labels, first, schema)
+    numbers = schema.target.task == "regression"
+    text = labels.astype(float) if numbers else [schema.target.text(v) for v in labels.tolist()]
     scores = tabulate(output, schema.target)
     rows = pa.table(
         {
@@ -128,7 +101,7 @@ def prepared(stream: Stream, frame: pd.DataFrame, length: timedelta) -> Scene:
             "model_version": pa.array(["model"] * len(frame)),
             **columns,
             **{name: scores.column(name) for name in scores.column_names},
-            "label": pa.array(labels.astype(float)) if text is None else pa.array(text),
+            "label": pa.array(text),
         }
     )
     late = (arrived - times)[first:second].quantile(MATURE)
@@ -164,11 +137,10 @@ def realised(scene: Scene, window: Window) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def ours(scene: Scene, window: Window) -> dict[str, float]:
+def ours(scene: Scene, window: Window) -> dict[str, Interval]:
     """What a look at the window's end says, without any label of the window."""
-    found = {}
-    task = scene.schema.target.task
-    for metric in ("rmse", "mae") if task == "regression" else ("loss",):
+    found: dict[str, Interval] = {}
+    for metric in ("rmse", "mae") if scene.schema.target.task == "regression" else ("loss",):
         scope = Scope(
             release="model",
             mature_until=window.end - scene.delay,
@@ -177,9 +149,9 @@ def ours(scene: Scene, window: Window) -> dict[str, float]:
             metric=metric,
             window=window,
             past=lambda asked, _: [scene.known(asked, window.end)],
+            since=scene.reference.start,
         )
-        told = performance(scene.known(window, window.end), scene.schema, scope)
-        found |= {name: interval.value for name, interval in told.estimates.items()}
+        found |= performance(scene.known(window, window.end), scene.schema, scope).estimates
     return found
 
 
@@ -205,27 +177,35 @@ def theirs(scene: Scene, kept: Path) -> dict[int, dict[str, float]]:
         return {int(number): found for number, found in json.loads(told.read_text()).items()}
 
 
-def compared(stream: Stream, scene: Scene, peer: dict[int, dict[str, float]]) -> Iterator[dict]:
-    """One row a metric: mean absolute errors over the windows that all can be told of."""
+def compared(name: str, scene: Scene, peer: dict[int, dict[str, float]]) -> Iterator[dict]:
+    """One row a metric: mean absolute errors over the windows that all can be told of, and in
+    which share of those with an interval the truth lay in it.
+    """
     errors: dict[str, list[tuple[float, float, float]]] = {}
+    covered: dict[str, list[bool]] = {}
     before = realised(scene, scene.reference)
     for number, window in enumerate(scene.windows):
         if scene.part(window).num_rows < LEAST:
             continue
         came, told = realised(scene, window), ours(scene, window)
-        for name in COLUMNS[stream.task]:
-            if name in came and name in told:
-                other = peer.get(number, {}).get(name, float("nan"))
-                row = (told[name] - came[name], other - came[name], before[name] - came[name])
-                errors.setdefault(name, []).append(row)
-    for name, rows in errors.items():
+        for metric in set(came) & set(told):
+            truth, found = came[metric], told[metric]
+            other = peer.get(number, {}).get(metric, float("nan"))
+            row = (found.value - truth, other - truth, before[metric] - truth)
+            errors.setdefault(metric, []).append(row)
+            if found.low is not None:
+                covered.setdefault(metric, []).append(found.low <= truth <= found.high)
+    for metric in COLUMNS[scene.schema.target.task]:
+        rows = errors.get(metric, [])
+        if not rows:
+            continue
         away = np.abs(np.asarray(rows))
         means = away.mean(axis=0)
         gap = BlockMean.of(away[:, 0] - away[:, 1], np.arange(len(rows))).interval()
         theirs_known = bool(np.isfinite(means[1]))
         yield {
-            "stream": stream.name,
-            "metric": name,
+            "stream": name,
+            "metric": metric,
             "windows": len(rows),
             "homeostat": round(float(means[0]), 5),
             "nannyml": round(float(means[1]), 5) if theirs_known else None,
@@ -233,6 +213,7 @@ def compared(stream: Stream, scene: Scene, peer: dict[int, dict[str, float]]) ->
             "difference": [round(v, 5) for v in (gap.low, gap.high)]
             if theirs_known and gap.low is not None
             else None,
+            "covered": round(float(np.mean(covered[metric])), 3) if metric in covered else None,
         }
 
 
@@ -246,11 +227,22 @@ def nearer(row: dict) -> str:
 
 def show(rows: Sequence[dict], console: Console) -> None:
     table = Table(title="Mean absolute error of the estimate, per window")
-    for name in ("stream", "metric", "windows", "homeostat", "nannyml", "as before", "nearer"):
+    names = (
+        "stream",
+        "metric",
+        "windows",
+        "homeostat",
+        "nannyml",
+        "as before",
+        "nearer",
+        "covered",
+    )
+    for name in names:
         table.add_column(name, justify="left" if name in ("stream", "metric") else "right")
     for row in rows:
         other = "–" if row["nannyml"] is None else f"{row['nannyml']:.4f}"
-        cells = (f"{row['homeostat']:.4f}", other, f"{row['reference']:.4f}", nearer(row))
+        covered = "–" if row["covered"] is None else f"{row['covered']:.2f}"
+        cells = (f"{row['homeostat']:.4f}", other, f"{row['reference']:.4f}", nearer(row), covered)
         table.add_row(row["stream"], row["metric"], str(row["windows"]), *cells)
     console.width = max(console.width, WIDTH)
     console.print(table)
@@ -265,21 +257,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="file for the figures")
     chosen = parser.parse_args(argv)
     console, rows = Console(), []
-    for stream in STREAMS:
-        if chosen.only and stream.name not in chosen.only:
-            continue
-        try:
-            frame = stream.frame(chosen.streams)
-        except FileNotFoundError:
-            console.print(f"{stream.name}: not in --streams, left out.")
-            continue
-        scene = prepared(stream, frame, chosen.window * DAY)
-        try:
-            peer = theirs(scene, chosen.envs.expanduser())
-        except BenchmarkError as error:
-            console.print(f"{stream.name}: without NannyML: {error}", markup=False)
-            peer = {}
-        rows += compared(stream, scene, peer)
+    for source, frame in real(chosen.streams, chosen.only):
+        for above in dict.fromkeys((None, source.above)):
+            name = source.name if above is None else f"{source.name} > {above:g}"
+            scene = prepared(source, frame, chosen.window * DAY, above)
+            try:
+                peer = theirs(scene, chosen.envs.expanduser())
+            except BenchmarkError as error:
+                console.print(f"{name}: without NannyML: {error}", markup=False)
+                peer = {}
+            rows += compared(name, scene, peer)
     show(rows, console)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -25,6 +25,7 @@ from scipy import stats
 from streams import (
     Draw,
     Stream,
+    by_day,
     independent,
     real,
     reordered,
@@ -299,9 +300,8 @@ def main() -> None:
         if asked.json:
             asked.json.write_text(json.dumps(figures, indent=1) + "\n")
 
-    for stream in real(asked.streams):
-        if asked.only and stream.name not in asked.only:
-            continue
+    for source, frame in real(asked.streams, asked.only):
+        stream = by_day(source, frame)
         if "alarms" in asked.tables:
             alarms += on_real_days(stream, asked.shuffles, not asked.no_peers)
         if "power" in asked.tables:

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from faults import FAULTS, Fault, Hit, Served
+from streams import Source, features, real
 
-from homeostat import flights
 from homeostat.infer import infer
 from homeostat.monitor import Subject, examine
 from homeostat.profile import Profile
@@ -33,14 +33,6 @@ from homeostat.traits import Traits
 
 DAY = timedelta(days=1)
 LENGTH, REFERENCE = 7, 200  # days
-LEFT_OUT = {
-    "beijing_air": ("PM2.5", ("PM10",)),  # PM10 nearly gives the target away
-    "bike_sharing": ("cnt", ()),
-    "electricity": ("price_up", ()),
-    "hotel_bookings": ("is_canceled", ("labelled_at",)),
-    "rain_australia": ("RainTomorrow", ()),
-}
-"""Target and other columns that are no features, by file."""
 
 
 class Silent:
@@ -63,34 +55,18 @@ class Stream:
         return self.rows.slice(low, high - low)
 
 
-def stream(name: str, frame: pd.DataFrame, target: str, left_out: tuple[str, ...] = ()) -> Stream:
-    frame = frame[frame[target].notna()].sort_values(
-        "occurred_at", kind="stable", ignore_index=True
-    )
-    schema = infer(frame, target=target, exclude=left_out, learned=False)
+def served(source: Source, frame: pd.DataFrame) -> Stream:
+    schema = infer(frame, target=source.target, learned=False)
     times = pa.Array.from_pandas(pd.to_datetime(frame["occurred_at"], utc=True)).cast(TIMESTAMP)
     columns = {
-        "prediction_id": pa.array([f"{name}-{i:08}" for i in range(len(frame))]),
+        "prediction_id": pa.array([f"{source.name}-{i:08}" for i in range(len(frame))]),
         "occurred_at": times,
         "recorded_at": times,
         "model_version": pa.array(["m"] * len(frame)),
+        **features(frame, schema),
     }
-    for feature in schema.features:
-        values = frame[feature.name]
-        if feature.kind == "number":
-            values = values.astype("float64")
-        columns[feature.name] = pa.Array.from_pandas(values).cast(feature.arrow)
     days = times.cast(pa.int64()).to_numpy() // (DAY // DAY.resolution)
-    return Stream(name, pa.table(columns), schema, days)
-
-
-def streams(folder: Path | None) -> Iterator[Stream]:
-    """Flights, and every stream of `folder` that there is."""
-    year = flights.read().drop(columns=["prediction_id", "labelled_at"])
-    yield stream("flights", year, flights.TARGET)
-    for name, (target, left_out) in sorted(LEFT_OUT.items()):
-        if folder is not None:
-            yield stream(name, pd.read_parquet(folder / f"{name}.parquet"), target, left_out)
+    return Stream(source.name, pa.table(columns), schema, days)
 
 
 @dataclass(frozen=True)
@@ -215,7 +191,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args()
-    table = run(streams(given.streams), given.windows, given.seed)
+    table = run((served(*one) for one in real(given.streams)), given.windows, given.seed)
     print(shown(table))
     hurt = [cells[fault.name] for cells in table.values() for fault in FAULTS]
     unhurt = [cells[UNHURT.name] for cells in table.values()]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from homeostat.monitor.performance import Scope, hurts, performance
@@ -105,7 +106,7 @@ def test_an_estimate_without_a_record_of_five_windows_calls_no_harm():
     assert found.record["windows"] == 5
     assert hurts(found) is Hurts.YES
     young = at_week(clicks(5, hard_from=4), YES, 4, baseline=EASY)
-    assert young.estimated.low > 0.5
+    assert (young.estimated.low, young.estimated.high) == (None, None)
     assert young.record["windows"] == 4
     assert (hurts(replace(young, realised=None)), young.harm_by) == (Hurts.UNKNOWN, "")
 
@@ -135,19 +136,88 @@ def test_labels_of_the_window_itself_overrule_an_estimate():
     assert hurts(replace(gloomy, lag_days=7.0)) is Hurts.YES
 
 
-def test_probabilities_are_calibrated_on_mature_rows_before_they_are_believed():
+def by_hand(rows, week):
+    """The log loss and accuracy of a week, in which P = sigmoid(x), as both memories tell them."""
+    x = np.asarray(rows.column("x"))
+    weeks = np.arange(len(x)) // (7 * PER_DAY)
+    known = np.asarray(rows.column("label")) == "true"
+
+    def features(some):
+        return np.log(np.column_stack([sigmoid(x[some]), sigmoid(-x[some])]))
+
+    def shares(first, before, of):
+        learned = (weeks >= first) & (weeks < before)
+        fitted = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1_000)
+        return fitted.fit(features(learned), known[learned]).predict_proba(features(weeks == of))
+
+    def losses(truth, of):
+        return -(truth * features(weeks == of)[:, ::-1]).sum(axis=1)
+
+    errors = []
+    for past in range(week - 8, week):
+        label = np.column_stack([~known, known])[weeks == past]
+        both = [shares(first, past, past) for first in (max(past - 4, 0), 0)]
+        errors.append([(losses(q, past) - losses(label, past)).mean() for q in both])
+    weight = 1 / np.mean(np.square(errors), axis=0)
+    both = [shares(first, week, week) for first in (week - 4, 0)]
+    truth = (weight[0] * both[0] + weight[1] * both[1]) / weight.sum()
+    said = (x[weeks == week] > 0).astype(int)
+    return losses(truth, week).mean(), truth[np.arange(len(said)), said].mean(), weight
+
+
+def test_an_estimate_is_the_mean_of_a_short_and_a_long_memory_weighed_by_their_record():
     rows = clicks(14, slope=0.4)
     found = at_week(rows, YES, 13)
-    window = Window(START + 13 * WEEK, START + 14 * WEEK)
-    learned = between(rows, Window(window.start - 4 * WEEK, window.start))
-    logit = np.asarray(learned.column("x")).reshape(-1, 1)
-    platt = LogisticRegression(C=np.inf).fit(logit, np.asarray(learned.column("label")) == "true")
-    x = np.asarray(between(rows, window).column("x")).reshape(-1, 1)
-    q, p = platt.predict_proba(x)[:, 1], sigmoid(x[:, 0])
-    expected = -(q * np.log(p) + (1 - q) * np.log(1 - p))
-    assert found.estimated.value == pytest.approx(expected.mean(), abs=2e-3)
-    right = np.where(p > 0.5, q, 1 - q)
-    assert found.estimates["accuracy"].value == pytest.approx(right.mean(), abs=2e-3)
+    loss, accuracy, _ = by_hand(rows, 13)
+    assert found.estimated.value == pytest.approx(loss, abs=2e-3)
+    assert found.estimates["accuracy"].value == pytest.approx(accuracy, abs=2e-3)
+
+
+def test_the_short_memory_weighs_more_on_a_stream_that_moves():
+    steady, turned = clicks(20), clicks(20, flipped_from=7)
+    moved = pa.concat_tables([steady.slice(0, 7 * 7 * PER_DAY), turned.slice(7 * 7 * PER_DAY)])
+    new = at_week(moved, YES, 19).estimated.value
+    alone = at_week(turned.slice(7 * 7 * PER_DAY), YES, 19).estimated.value
+    assert new == pytest.approx(alone, rel=0.1)
+    short, long = by_hand(moved, 19)[2]
+    assert short > 5 * long
+
+
+def test_rows_from_before_the_champion_are_not_asked_for():
+    asked = []
+    rows = clicks(14)
+
+    def past(window, schema):
+        asked.append(window)
+        return [between(rows, window)]
+
+    end = START + 14 * WEEK
+    scope = Scope("r1", end - WEEK, DAY, EASY, window=Window(end - WEEK, end), past=past)
+    performance(between(rows, scope.window), YES, scope)
+    performance(between(rows, scope.window), YES, replace(scope, since=START + 3 * WEEK))
+    assert asked[-1].start == START + 3 * WEEK
+    assert min(window.start for window in asked) < START
+
+
+def test_of_a_long_past_the_same_rows_are_drawn_however_it_is_parted(monkeypatch):
+    monkeypatch.setattr("homeostat.monitor.performance.KEPT", 1_000)
+    rows = clicks(14)
+    end = START + 14 * WEEK
+
+    def told(parts):
+        def past(window, schema):
+            whole = between(rows, window)
+            size = -(-whole.num_rows // parts)
+            return [whole.slice(i * size, size) for i in range(parts)]
+
+        scope = Scope("r1", end - WEEK, DAY, EASY, window=Window(end - WEEK, end), past=past)
+        return performance(between(rows, scope.window), YES, scope)
+
+    whole = told(1)
+    assert whole == told(5) == told(97)
+    # 1,000 rows of 13 weeks of 420.
+    assert whole.record["windows"] == 8
+    assert whole.estimated.value == pytest.approx(at_week(rows, YES, 13).estimated.value, abs=0.02)
 
 
 def test_the_record_compares_each_past_week_with_an_estimate_that_had_not_seen_it():
@@ -164,7 +234,36 @@ def test_the_record_compares_each_past_week_with_an_estimate_that_had_not_seen_i
 def test_an_estimate_does_not_look_at_the_labels_of_the_rows_it_is_about():
     same, other = clicks(14), clicks(14, flipped_from=13)
     told = [at_week(rows, YES, 13, delay=timedelta(0)).estimates for rows in (same, other)]
-    assert told[0]["brier"] == told[1]["brier"]
+    assert [one.value for one in told[0].values()] == [one.value for one in told[1].values()]
+
+
+def test_every_estimate_is_widened_by_its_own_record_within_what_the_metric_can_be():
+    found = at_week(clicks(14, flipped_from=10), YES, 13)
+    narrow = at_week(clicks(14), YES, 13)
+    for name, interval in found.estimates.items():
+        before = narrow.estimates[name]
+        assert interval.high - interval.low > before.high - before.low
+        assert interval.low >= 0
+    assert max(found.estimates[name].high for name in ("accuracy", "auc", "f1", "brier")) <= 2
+    assert found.estimates["accuracy"].high <= 1
+
+
+def test_the_interval_is_the_windows_own_and_the_records_together():
+    found = at_week(clicks(14), YES, 13)
+    few = at_week(clicks(14), YES, 13, metric="calibration_error").estimates["log_loss"]
+    assert few == found.estimates["log_loss"]
+    reach = (found.estimated.high - found.estimated.low) / 2
+    error = stats.t.ppf(0.975, 8) * found.record["rms"]
+    assert reach > error
+    # What is left is t over seven blocks of a mean.
+    assert np.sqrt(reach**2 - error**2) == pytest.approx(own_reach(clicks(14)), rel=0.1)
+
+
+def own_reach(rows):
+    """Half the interval of the mean entropy of the last week, over its days."""
+    p = np.asarray(rows.column("probability"))[-7 * PER_DAY :]
+    daily = -(p * np.log(p) + (1 - p) * np.log(1 - p)).reshape(7, PER_DAY).mean(axis=1)
+    return stats.t.ppf(0.975, 6) * stats.sem(daily)
 
 
 def test_a_record_of_bad_estimates_widens_the_interval():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from homeostat.errors import TrainingError
-from homeostat.recalibrate import fit_calibrator
+from homeostat.recalibrate import fit_calibrator, rescaled
 from homeostat.schema import Target
 from homeostat.scoring import losses
 
@@ -107,3 +107,36 @@ def test_separable_rows_and_certain_outputs_give_finite_maps():
 def test_what_has_no_minimum_is_refused(rows, ridge):
     with pytest.raises(TrainingError):
         fit_calibrator(np.full(rows, 0.5), np.zeros(rows, dtype=bool), BINARY, ridge=ridge)
+
+
+def test_shares_of_two_classes_are_rescaled_as_by_beta_calibration():
+    output, labels = binary()
+    p = np.where(labels, output, output**2)  # no map of the logit mends this
+    shares, truth = np.column_stack([1 - p, p]), np.column_stack([~labels, labels]).astype(float)
+    both = np.log(np.column_stack([p, 1 - p]))
+    peer = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1_000).fit(both, labels)
+    asked = np.linspace(0.01, 0.99, 99)
+    found = rescaled(shares, truth, np.column_stack([1 - asked, asked]), ridge=1e-6)
+    logs = np.log(np.column_stack([asked, 1 - asked]))
+    assert found == pytest.approx(peer.predict_proba(logs), abs=1e-4)
+
+
+def test_shares_of_many_classes_are_rescaled_to_a_least_loss():
+    output, labels = multiclass()
+    truth = np.eye(3)[[MULTI.classes.index(one) for one in labels]]
+    found = rescaled(output, truth, output, ridge=1e-6)
+    least = -(truth * np.log(found)).sum()
+    for place in range(3):
+        for step in (-1e-2, 1e-2):
+            scores = np.log(found)
+            for moved in (step, step * np.log(output[:, place])):  # a shift, a scale
+                away = scores.copy()
+                away[:, place] += moved
+                away -= np.log(np.exp(away).sum(axis=1, keepdims=True))
+                assert -(truth * away).sum() > least
+
+
+def test_much_ridge_leaves_shares_as_they_are():
+    output, labels = multiclass()
+    truth = np.eye(3)[[MULTI.classes.index(one) for one in labels]]
+    assert rescaled(output, truth, output, ridge=1e9) == pytest.approx(output, abs=1e-4)

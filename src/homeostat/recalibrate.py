@@ -1,7 +1,8 @@
 """The cheap remedy: a small map over a model's output, fitted on labelled rows.
 
 It takes outputs and labels of the same rows, as `homeostat.scoring` gives them, and a ridge.
-It gives the `Calibrator` of least penalised loss; with ever more ridge it becomes the identity.
+It gives the `Calibrator` of least penalised loss, or shares of classes as a richer map has them
+that is never served; with ever more ridge either becomes the identity.
 """
 
 from __future__ import annotations
@@ -44,9 +45,28 @@ def fit_calibrator(
     clipped = np.clip(output, CLIP, 1 - CLIP)
     if target.task == "binary":
         logit = np.log(clipped) - np.log1p(-clipped)
-        return _minimum(_binary(logit, index.astype(float)), shifts=1, ridge=ridge)
-    onehot = np.eye(len(target.classes))[index]
-    return _minimum(_multiclass(np.log(clipped), onehot), shifts=onehot.shape[1], ridge=ridge)
+        found = _minimum(_binary(logit, index.astype(float)), [1.0, 0.0], ridge)
+    else:
+        onehot = np.eye(len(target.classes))[index]
+        identity = [1.0, *[0.0] * len(target.classes)]
+        found = _minimum(_multiclass(np.log(clipped), onehot, scales=1), identity, ridge)
+    return Calibrator(float(found[0]), tuple(found[1:].tolist()))
+
+
+def rescaled(shares: Floats, truth: Floats, asked: Floats, *, ridge: float) -> Floats:
+    """`asked`, shares of shape (rows, classes), as softmax(a_k · ln p_k + b_k) over classes k.
+
+    The map minimises log loss + ridge/2 · (Σ (a_k − 1)² + Σ b_k²) over `shares` with `truth`, both
+    of shape (rows, classes). It is vector scaling of log p (Guo et al. 2017, ICML), which for two
+    classes is beta calibration (Kull, Silva Filho and Flach 2017, AISTATS). Deterministic.
+    """
+    from scipy.special import softmax
+
+    logs, classes = np.log(np.clip(shares, CLIP, 1)), shares.shape[1]
+    identity = [1.0] * classes + [0.0] * classes
+    found = _minimum(_multiclass(logs, truth, scales=classes), identity, ridge)
+    scores = found[:classes] * np.log(np.clip(asked, CLIP, 1)) + found[classes:]
+    return np.asarray(softmax(scores, axis=1))
 
 
 def _binary(logit: Floats, hit: Floats) -> Objective:
@@ -59,34 +79,38 @@ def _binary(logit: Floats, hit: Floats) -> Objective:
     return objective
 
 
-def _multiclass(logs: Floats, onehot: Floats) -> Objective:
+def _multiclass(logs: Floats, onehot: Floats, *, scales: int) -> Objective:
+    """`theta` is one scale for all classes or one for each, then the shift of each."""
+
     def objective(theta: Floats) -> tuple[float, Floats]:
-        scores = theta[0] * logs + theta[1:]
+        scores = theta[:scales] * logs + theta[scales:]
         scores = scores - scores.max(axis=1, keepdims=True)
         total = np.log(np.exp(scores).sum(axis=1, keepdims=True))
         error = np.exp(scores - total) - onehot
         loss = float((total - (scores * onehot).sum(axis=1, keepdims=True)).sum())
-        return loss, np.concatenate([[(error * logs).sum()], error.sum(axis=0)])
+        slope = (error * logs).sum(axis=0)
+        slope = slope if scales > 1 else slope.sum(keepdims=True)
+        return loss, np.concatenate([slope, error.sum(axis=0)])
 
     return objective
 
 
-def _minimum(objective: Objective, *, shifts: int, ridge: float) -> Calibrator:
+def _minimum(objective: Objective, identity: list[float], ridge: float) -> Floats:
     from scipy.optimize import minimize
-
-    identity = np.asarray([1.0, *[0.0] * shifts])
+    from threadpoolctl import threadpool_limits
 
     def penalised(theta: Floats) -> tuple[float, Floats]:
         loss, slope = objective(theta)
         away = theta - identity
         return loss + ridge / 2 * float(away @ away), slope + ridge * away
 
-    found = minimize(
-        penalised, identity, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9}
-    )
+    with threadpool_limits(1):  # more threads stall whatever runs beside them
+        found = minimize(
+            penalised, identity, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9}
+        )
     if not np.isfinite(found.x).all():
         raise TrainingError("the calibrator did not converge to finite numbers.")
-    return Calibrator(float(found.x[0]), tuple(float(shift) for shift in found.x[1:]))
+    return np.asarray(found.x)
 
 
 def _line(output: Floats, labels: Floats, ridge: float) -> Calibrator:

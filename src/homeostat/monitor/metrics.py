@@ -121,9 +121,9 @@ class Metric:
             return None
         if self.rows is not None:
             mean = BlockMean.of(self.rows(scores), scores.blocks).interval()
-            return _clipped(_root(mean) if self.root else mean, self.bounds)
+            return clipped(_root(mean) if self.root else mean, self.bounds)
         found = jackknife(lambda rows: self.value(scores.take(rows)), scores.blocks)
-        return None if found is None else _clipped(found, self.bounds)
+        return None if found is None else clipped(found, self.bounds)
 
 
 def jackknife(
@@ -317,7 +317,8 @@ def _root(mean: Interval) -> Interval:
     return replace(mean, value=math.sqrt(mean.value), low=low, high=high)
 
 
-def _clipped(found: Interval, bounds: tuple[float, float]) -> Interval:
+def clipped(found: Interval, bounds: tuple[float, float]) -> Interval:
+    """The interval as far as a metric can go."""
     if found.low is None or found.high is None:
         return found
     return replace(found, low=max(found.low, bounds[0]), high=min(found.high, bounds[1]))

@@ -9,7 +9,7 @@ worse: yes, no, or not to be told yet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -20,16 +20,17 @@ import pyarrow.compute as pc
 
 from homeostat.errors import SchemaError, cause
 from homeostat.monitor.estimate import (
-    LEARNED,
-    PROVEN,
-    RECORD,
     Course,
     Known,
+    Trial,
     expected,
+    parts,
     record,
+    trials,
+    weights,
     widened,
 )
-from homeostat.monitor.metrics import ESTIMATED, Metric, Scores, chosen, metrics_of
+from homeostat.monitor.metrics import ESTIMATED, Metric, Scores, chosen, clipped, metrics_of
 from homeostat.monitor.small import Past, encoded
 from homeostat.profile import moments
 from homeostat.records import EPOCH, MICROSECOND, Hurts, Interval, Performance, Window
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 MARGIN = 0.02  # a metric this much worse than the baseline, as a share of it, is not called harm
 TENTHS = 10  # parts of the scores for which the share labelled is told
-KEPT = 10_000  # rows of a past window, on average, that estimates learn and are judged from
+KEPT = 300_000  # rows of the past that estimates learn and are judged from; of more, so many drawn
 MOST = 1 << 18  # rows of a window that metrics are told from; of more, so many are drawn
 DAY = timedelta(days=1)
 
@@ -122,8 +123,8 @@ def hurts(performance: Performance) -> Hurts:
     Realised. Yes: even its better bound is worse than the baseline by more than `MARGIN` of it,
     and worse than the baseline's own worse bound. No: even its worse bound is not worse than the
     baseline by more than `MARGIN`. Unknown: everything else, and wherever one of the two is
-    missing. An estimate may say yes by the same rule, where its record counts five windows and
-    the labels of this window have not said no; it never says no.
+    missing. An estimate may say yes by the same rule, where its record is long enough for bounds
+    and the labels of this window have not said no; it never says no.
     """
     return Hurts.YES if _harm_by(performance) else _compared(performance, performance.realised)
 
@@ -133,8 +134,6 @@ def _harm_by(performance: Performance) -> Literal["labels", "estimate", ""]:
     if known is Hurts.YES:
         return "labels"
     if known is Hurts.NO and not performance.lag_days:
-        return ""
-    if performance.record.get("windows", 0) < PROVEN:
         return ""
     return "estimate" if _compared(performance, performance.estimated) is Hurts.YES else ""
 
@@ -266,43 +265,64 @@ def _with_estimate(
     target, own = schema.target, _own(rows, scope)
     if not own.num_rows:
         return replace(found, note="The champion predicted no row of the window.")
-    course, known = _known(own.slice(0, 0), schema, scope)
-    new = _unlabelled(own, schema, scope)
-    learned = known if course is None else course.learned(known, _micro(_end(scope)))
-    means = metric if metric.rows is not None else next(iter(metrics_of(target.task).values()))
-    scores = expected(learned, new, means, target, scope.seed)
+    known = metrics_of(target.task)
+    loss = metric if metric.rows is not None else next(iter(known.values()))
+    names = ESTIMATED if target.task != "regression" else (loss.name,)
+    leading = metric if metric.name in names else loss  # weighs what was learned, and when
+    asked = [leading, *(known[name] for name in names if name != leading.name)]
+    scores, past = _expected(_unlabelled(own, schema, scope), asked, schema, scope)
     if scores is None:
         note = "Too few mature labelled rows to learn from what a prediction is off by."
         return replace(found, note=note)
-    names = ESTIMATED if target.task != "regression" else (means.name,)
-    told = {name: metrics_of(target.task)[name].interval(scores) for name in names}
-    estimates = {name: interval for name, interval in told.items() if interval is not None}
-    past: Mapping[str, float] = {"windows": 0.0}
-    if course is not None and metric.name in estimates:
-        past = record(known, course, metric, target, least=scope.least, seed=scope.seed)
-        estimates[metric.name] = widened(estimates[metric.name], past)
-    note = ""
-    if metric.name not in estimates:
-        note = f"{metric.name} is not estimated."
+    errors = {
+        name: [one.errors[name] for one in past if name in one.errors]
+        for name in (metric.name, *names)
+    }
+    told = {name: known[name].interval(scores) for name in names}
+    estimates = {
+        name: clipped(widened(interval, errors[name]), known[name].bounds)
+        for name, interval in told.items()
+        if interval is not None
+    }
     return replace(
         found,
         estimated=estimates.get(metric.name),
         estimates=estimates,
-        record=past,
-        note=note,
+        record=record(errors[metric.name]),
+        note="" if metric.name in estimates else f"{metric.name} is not estimated.",
     )
 
 
-def _known(none: pa.Table, schema: Schema, scope: Scope) -> tuple[Course | None, Known]:
-    """The champion's labelled rows that are old enough; where there are many, some of them."""
+def _expected(
+    new: Known, asked: Sequence[Metric], schema: Schema, scope: Scope
+) -> tuple[Scores | None, list[Trial]]:
+    """The rows with the truth that is to be expected, and how such estimates went."""
+    target, found = schema.target, _known(schema, scope)
+    if found is None:
+        return expected([], [], new, asked[0]), []
+    course, known = found
+    past = trials(known, course, asked, target, least=scope.least, seed=scope.seed)
+    end = _micro(_end(scope))
+    told = parts(course.memories(known, end), new, asked[0], target, scope.seed)
+    return expected(told, weights(past, end - course.reach), new, asked[0]), past
+
+
+def _known(schema: Schema, scope: Scope) -> tuple[Course, Known] | None:
+    """The champion's labelled rows that are old enough, some of them where there are many; None
+    where there can be none.
+    """
     if scope.past is None or scope.window is None:
-        return None, _labelled(none, schema, scope)
+        return None
     end = _end(scope) - scope.lag
     delay = _end(scope) - scope.mature_until
     length = scope.window.length
     course = Course(_micro(end), length // MICROSECOND, max(delay, timedelta(0)) // MICROSECOND)
     start = EPOCH + course.start * MICROSECOND
-    held = Reservoir(KEPT * (RECORD + LEARNED), scope.seed)
+    if scope.since is not None:
+        start = max(start, scope.since)
+    if start >= end:
+        return None
+    held = Reservoir(KEPT, scope.seed)
     for part in scope.past(Window(start, end), _bare(schema)):
         held.add(_mine(part.filter(pc.is_valid(part.column("label"))), schema, scope))
     return course, _labelled(held.rows, schema, scope)
