@@ -244,7 +244,6 @@ def test_every_estimate_is_widened_by_its_own_record_within_what_the_metric_can_
         before = narrow.estimates[name]
         assert interval.high - interval.low > before.high - before.low
         assert interval.low >= 0
-    assert max(found.estimates[name].high for name in ("accuracy", "auc", "f1", "brier")) <= 2
     assert found.estimates["accuracy"].high <= 1
 
 
