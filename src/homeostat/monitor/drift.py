@@ -58,8 +58,9 @@ def drift(
     `min_effect` is never called drift. Columns without rows on either side are left out. The null
     is made of stretches of the reference (`Family`), as long as the window where ten fit. Where
     they do not, shorter ones stand for them, which holds in a stream that stays as it is but cannot
-    know what longer ones do: the verdict is not `calibrated`, there is no joint test, and the
-    test's name says "shorter stretches". Below ten blocks nothing tells how they differ: rows are
+    know what longer ones do: the verdict is not `calibrated`, there is no joint test, p-values are
+    of half the degrees of freedom, times the number of tests, and the test's name says "shorter
+    stretches". Below ten blocks nothing tells how they differ: rows are
     taken as independent, the p-values are those of the multinomial null times the number of tests,
     and the name says "rows". Raises ValueError where the two profiles have different bins.
     """
@@ -121,7 +122,7 @@ class _Rule:
     """From p-values among blocks and among rows to one that is adjusted, and back."""
 
     layout: Layout
-    family: Family | None  # None without stretches: rows are independent
+    family: Family | None  # None where not calibrated
     tests: int  # of the columns
     alpha: float
 
@@ -134,7 +135,7 @@ class _Rule:
         alpha: float,
     ) -> _Rule:
         tests = sum(len(found.aspects) for found in columns.values())
-        if not layout.known:
+        if not layout.calibrated:
             return cls(layout, None, tests, alpha)
         smallest = {COLUMNS: (tests, np.min([t.smallest for t in columns.values()], axis=0))}
         smallest |= {g: (len(t.aspects), t.smallest) for g, t in together.items()}
@@ -143,9 +144,24 @@ class _Rule:
     def adjusted(self, group: str, aspect: Aspect, distance: float) -> float:
         """Never less than what independent rows would give, whatever the stretches say."""
         rows = min(1.0, self.tests * aspect.rows(distance))
-        if self.family is None:
+        if not self.layout.known:
             return rows
-        return max(rows, min(1.0, self.family.p_value(group, aspect.blocks(distance))))
+        if self.family is None:
+            return max(rows, min(1.0, self.tests * self._blocks(aspect, distance)))
+        return max(rows, min(1.0, self.family.p_value(group, self._blocks(aspect, distance))))
+
+    def _blocks(self, aspect: Aspect, distance: float) -> float:
+        """The p-value among blocks; of shorter stretches with half the degrees of freedom.
+
+        They are no windows, so that they cannot say how heavy the tails of windows are: the t of
+        the p-value is read in a distribution whose tails are heavier.
+        """
+        p_value = aspect.blocks(distance)
+        if self.layout.calibrated or not self.layout.known or p_value >= 1:
+            return p_value
+        freedom = self.layout.windows - 1
+        t = special.stdtrit(freedom, max(p_value, SMALLEST) / 2)
+        return float(2 * special.stdtr(freedom / 2, t))
 
     @cached_property
     def levels(self) -> Mapping[str, float]:
@@ -163,7 +179,7 @@ class _Rule:
             return passes and aspect.distance > min_effect, self._near(aspect, levels)
 
         aspect = max(found.aspects, key=nearness)
-        tails = aspect.blocks(aspect.distance), aspect.rows(aspect.distance)
+        tails = self._blocks(aspect, aspect.distance), aspect.rows(aspect.distance)
         threshold = max(min_effect, self._critical(aspect, levels))
         return ColumnDrift(
             column=name,
@@ -184,7 +200,7 @@ class _Rule:
         return "blocks" if self.layout.calibrated else "shorter stretches"
 
     def _passes(self, aspect: Aspect, distance: float, levels: tuple[float, float]) -> bool:
-        among_blocks = not self.layout.known or aspect.blocks(distance) <= levels[0]
+        among_blocks = not self.layout.known or self._blocks(aspect, distance) <= levels[0]
         return among_blocks and aspect.rows(distance) <= levels[1]
 
     def _critical(self, aspect: Aspect, levels: tuple[float, float]) -> float:
@@ -199,7 +215,7 @@ class _Rule:
 
     def _near(self, aspect: Aspect, levels: tuple[float, float]) -> float:
         """How near both p-values are to their levels, as normal scores; 1 is where they are."""
-        tails = aspect.blocks(aspect.distance), aspect.rows(aspect.distance)
+        tails = self._blocks(aspect, aspect.distance), aspect.rows(aspect.distance)
         first = 0 if self.layout.known else 1
         ratios = [
             special.ndtri(min(max(tail, SMALLEST), 0.5))
