@@ -48,14 +48,14 @@ def table(rows=700, days=7, start=WEEK.start, **changed):
 REFERENCE = table(10_000, 100, START)
 
 
-def look(rows, refused=(), reference=REFERENCE):
-    traits = Traits.of(reference, SCHEMA, block=DAY)
+def look(rows, refused=(), reference=REFERENCE, schema=SCHEMA):
+    traits = Traits.of(reference, schema, block=DAY)
     case = Case(
-        SCHEMA,
-        Profile.of(reference, SCHEMA, block=DAY),
+        schema,
+        Profile.of(reference, schema, block=DAY),
         traits,
-        Sums.of([rows], SCHEMA, traits),
-        Profile.of(rows, SCHEMA, block=DAY),
+        Sums.of([rows], schema, traits),
+        Profile.of(rows, schema, block=DAY),
         WEEK,
         dict(refused),
         now=WEEK.end,
@@ -64,8 +64,8 @@ def look(rows, refused=(), reference=REFERENCE):
     return quality(case)
 
 
-def find(rows, refused=(), reference=REFERENCE):
-    found = look(rows, refused, reference)
+def find(rows, refused=(), reference=REFERENCE, schema=SCHEMA):
+    found = look(rows, refused, reference, schema)
     return [(f.check, f.severity, f.column) for f in found]
 
 
@@ -132,6 +132,74 @@ def test_what_was_constant_in_every_stretch_may_be_so_with_another_value():
 def test_what_varies_beyond_the_last_edge_is_no_constant():
     hot = [9.0 + i / 100 for i in range(700)]
     assert ("constant_column", "block", "temp") not in find(table(temp=hot))
+
+
+def test_a_level_or_a_value_that_hardly_ever_changed_may_stay():
+    random = np.random.default_rng(2)
+    loud = (random.random(10_000) < 0.97).tolist()
+    assert find(table(loud=[True] * 700), reference=table(10_000, 100, START, loud=loud)) == []
+
+
+def test_what_blocks_is_named_before_what_only_warns():
+    temp = [None] * 140 + [0.3] * 560
+    assert find(table(temp=temp)) == [("constant_column", "block", "temp")]
+
+
+def test_a_share_that_few_rows_reach_by_chance_is_no_finding():
+    random = np.random.default_rng(3)
+    often = [None if random.random() < 0.3 else float(random.normal()) for _ in range(10_000)]
+    temp = [None] * 10 + columns(10, 1)["temp"]
+    reference = table(10_000, 100, START, temp=often)
+    assert find(table(20, temp=temp), reference=reference) == [("row_volume", "warn", None)]
+
+
+def test_levels_and_infinities_that_the_reference_held_as_often_are_no_finding():
+    def some(count, seed):
+        random = np.random.default_rng(seed)
+        carrier = np.where(random.random(count) < 0.3, "ZZ", columns(count, 1)["carrier"])
+        temp = np.where(random.random(count) < 0.2, np.inf, columns(count, 1)["temp"])
+        return {"carrier": carrier.tolist(), "temp": temp.tolist()}
+
+    reference = table(10_000, 100, START, **some(10_000, 0))
+    assert find(table(**some(700, 1)), reference=reference) == []
+    assert find(table(**some(700, 1))) == [
+        ("not_finite", "block", "temp"), ("unseen_levels", "warn", "carrier"),
+    ]  # fmt: skip
+
+
+def test_another_value_of_what_never_varied_is_out_of_range_but_has_no_width_to_be_far_beyond():
+    reference = table(10_000, 100, START, gust=[5.0] * 10_000)
+    gust = [6.0] * 210 + [5.0] * 490
+    assert find(table(gust=gust), reference=reference) == [("out_of_range", "warn", "gust")]
+
+
+FINE = Schema(
+    (Feature("temp", "number", edges=tuple(np.linspace(-4, 4, 161))), *SCHEMA.features[1:]),
+    SCHEMA.target,
+)
+
+
+def scaled(count, factor, seed=0):
+    return (factor * np.random.default_rng(seed).normal(0, 0.5, count)).tolist()
+
+
+@pytest.mark.parametrize(("factor", "severity"), [(1.2, None), (1.75, "warn"), (2.6, "block")])
+def test_a_scale_warns_where_it_may_be_drift_and_blocks_where_it_is_too_large(factor, severity):
+    reference = table(10_000, 100, START, temp=scaled(10_000, 1))
+    found = find(table(temp=scaled(700, factor, seed=1)), reference=reference, schema=FINE)
+    units = [(check, said) for check, said, column in found if check == "unit_change"]
+    assert units == ([("unit_change", severity)] if severity else [])
+
+
+def test_a_scale_that_the_column_had_for_a_week_is_no_change_of_unit():
+    temp = scaled(10_000, 1)
+    temp[3_000:3_700] = scaled(700, 2.6, seed=2)
+    found = find(
+        table(temp=scaled(700, 2.6, seed=1)),
+        reference=table(10_000, 100, START, temp=temp),
+        schema=FINE,
+    )
+    assert "unit_change" not in [check for check, *_ in found]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class Values:
     high: float
     stuck: int  # finite and equal to the row before
     infinite: int
-    outside: int  # beyond the range of the reference
+    outside: int  # finite, beyond the range of the reference
     far: int  # beyond it by more than its whole width
 
 
@@ -122,12 +122,13 @@ class Summing:
 
 
 def _outside(known: Floats, usual: Number | None) -> tuple[int, int]:
-    """Values beyond the range of the reference, and of these the ones beyond its width again."""
+    """Finite values beyond the range of the reference, and those beyond it by its width again."""
     if usual is None or usual.low is None or usual.high is None:
         return 0, 0
     low, high = usual.low, usual.high
     width = high - low
-    outside = (known < low) | (known > high)
+    # What is not finite is counted as such, and once is enough.
+    outside = np.isfinite(known) & ((known < low) | (known > high))
     # What never varied has no width to measure by.
     far = outside & ((known < low - width) | (known > high + width)) & (width > 0)
     return int(outside.sum()), int(far.sum())
