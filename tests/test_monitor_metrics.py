@@ -55,6 +55,33 @@ def test_the_calibration_error_weighs_the_gaps_of_scikit_learns_curve():
     assert value("calibration_error", scores) == pytest.approx(expected, abs=1e-6)
 
 
+def expected_error(p, right):
+    """Rows by tenths of p, closed on the right, as the papers write it."""
+    tenth = np.minimum(np.searchsorted(np.arange(1, 11) / 10, p), 9)
+    gaps = [abs(p[tenth == t].mean() - right[tenth == t].mean()) for t in np.unique(tenth)]
+    return np.average(gaps, weights=np.unique(tenth, return_counts=True)[1])
+
+
+def test_gaps_of_either_sign_in_neighbouring_tenths_do_not_make_up_for_one_another():
+    rng = np.random.default_rng(7)
+    output = rng.random(4_000)
+    labels = rng.random(4_000) < np.where(np.floor(output * 10) % 2, output + 0.1, output - 0.1)
+    scores = Scores.of(output, labels, np.zeros(4_000, np.int64), YES)
+    found = value("calibration_error", scores)
+    assert found == pytest.approx(expected_error(output, labels))
+    assert found > 0.08
+
+
+def test_the_calibration_error_of_several_classes_is_that_of_the_class_that_was_said():
+    rng = np.random.default_rng(8)
+    output = rng.dirichlet(np.ones(3), 2_000)
+    labels = rng.choice(["a", "b", "c"], 2_000)
+    scores = Scores.of(output, labels, np.zeros(2_000, np.int64), KINDS)
+    right = np.array(["a", "b", "c"])[output.argmax(axis=1)] == labels
+    expected = expected_error(output.max(axis=1), right)
+    assert value("calibration_error", scores) == pytest.approx(expected)
+
+
 def test_a_jackknife_of_a_mean_over_equal_blocks_is_t_on_block_means():
     scores = numbers()
     found = jackknife(lambda rows: float(scores.truth[rows].mean()), scores.blocks)
