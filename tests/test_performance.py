@@ -8,7 +8,7 @@ from sklearn import metrics
 
 from homeostat.errors import SchemaError
 from homeostat.monitor.performance import Scope, hurts, performance
-from homeostat.records import Hurts, Interval, Performance
+from homeostat.records import Hurts, Interval, Performance, Window
 from homeostat.schema import TIMESTAMP, Feature, Schema, Target
 from homeostat.scoring import tabulate
 
@@ -142,6 +142,48 @@ def test_a_loss_that_is_not_finite_is_an_error_not_a_number():
 def test_harm_is_called_only_where_both_intervals_agree(low, high, baseline, expected):
     realised = Interval(1.0, low, high, 100, 7)
     assert hurts(Performance("log_loss", realised, baseline)) is expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "baseline", "expected"),
+    [
+        (0.60, 0.70, Interval(0.8, 0.75, 0.85, 100, 7), Hurts.YES),
+        (0.60, 0.70, Interval(0.8, 0.65, 0.85, 100, 7), Hurts.UNKNOWN),
+        (0.79, 0.85, Interval(0.8, 0.75, 0.85, 100, 7), Hurts.NO),
+        (0.90, 0.95, Interval(0.8, 0.75, 0.85, 100, 7), Hurts.NO),
+        (-0.505, -0.50, Interval(-0.5, -0.6, -0.4, 100, 7), Hurts.NO),
+        (-0.90, -0.80, Interval(-0.5, -0.6, -0.4, 100, 7), Hurts.YES),
+    ],
+)
+def test_of_a_metric_of_which_more_is_better_less_is_harm(low, high, baseline, expected):
+    realised = Interval((low + high) / 2, low, high, 100, 7)
+    found = Performance("r2", realised, baseline, greater_is_better=True)
+    assert hurts(found) is expected
+
+
+def test_one_wild_day_leaves_the_root_of_a_mean_square_a_lower_bound_of_nought():
+    said = np.zeros(280)
+    said[0] = 100.0
+    found = performance(table(NUMBER, said, np.zeros(280)), NUMBER, SCOPE).realised
+    assert (found.low, found.blocks) == (0.0, 7)
+    assert found.high > found.value
+
+
+def test_the_share_labelled_of_several_classes_goes_by_the_probability_of_the_one_that_was_said():
+    output = np.random.default_rng(4).dirichlet(np.ones(3), 400)
+    sure = output.max(axis=1) > np.median(output.max(axis=1))
+    rows = table(CLASSES, output, ["a" if known else None for known in sure])
+    assert performance(rows, CLASSES, SCOPE).labelled_by_score == (0.0,) * 5 + (1.0,) * 5
+
+
+@pytest.mark.parametrize(("late", "lag"), [(DAY / 2, 0), (DAY, 1), (3 * DAY, 3)])
+def test_labels_late_by_less_than_a_block_are_those_of_the_window_itself(late, lag):
+    rows, *_ = binary()
+    window = Window(START, START + 7 * DAY)
+    scope = Scope(
+        "r1", window.end - late, DAY, None, window=window, past=lambda within, schema: [rows]
+    )
+    assert performance(rows, BINARY, scope).lag_days == lag
 
 
 def test_without_labels_harm_is_unknown():
