@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from homeostat import gate, quarantine
+from homeostat import gate, quarantine, slices
 from homeostat.audit import fitted, jsonable
 from homeostat.contracts import Audit, Journal, Releases, Trainer
 from homeostat.errors import ReleaseError, TrainingError
@@ -128,6 +128,7 @@ class Challenge:
         seen = seen.filter(pc.is_in(seen.column("prediction_id"), ids.combine_chunks()))
         if seen.column("prediction_id") != ids:
             raise ReleaseError("champion and challenger were not given the same rows.")
+        own = Schema.from_json(candidate.objects["schema"])
         numbers = schema.target.task == "regression"
         verdict = gate.judge(
             occurred_at=parts.fresh.column("occurred_at").to_numpy(),
@@ -138,6 +139,7 @@ class Challenge:
             block=self.settings.monitor.block,
             window=parts.window,
             classes=None if numbers else len(parts.fresh.column("label").unique()),
+            parts=slices.parts(parts.fresh, own.features, self.settings.gate),
         )
         if verdict.promote:
             self.query(candidate)

@@ -272,6 +272,21 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """The gate's comparison on the judging rows of one level, or one range, of a feature."""
+
+    column: str  # both names as a page may show them
+    level: str
+    rows: int
+    blocks: int
+    champion: float  # mean loss, in the metric's unit
+    challenger: float
+    p_value: float  # one-sided, of the challenger's being worse by more than `gate.delta`
+    adjusted_p_value: float  # Holm over all slices
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The gate's judgement of challenger against champion on the same rows."""
 
@@ -287,6 +302,20 @@ class Verdict:
     blocks: int
     window: Window | None
     sibling: bool = False  # judged was a model of the same code that had not seen these rows
+    sliced: int = 0  # slices that were compared
+    slices: tuple[Slice, ...] = ()  # the ten of them that speak most against the challenger
+
+    @classmethod
+    def of(cls, body: Mapping[str, Json]) -> Verdict:
+        """From the fields as JSON holds them; those that an older line lacks have their defaults.
+
+        Raises KeyError, TypeError or ValueError.
+        """
+        window, slices = body["window"], body.get("slices", ())
+        if window is not None:
+            window = Window(*(datetime.fromisoformat(window[k]) for k in ("start", "end")))
+        made = tuple(Slice(**each) for each in slices)
+        return cls(**{**body, "window": window, "slices": made})
 
 
 @dataclass(frozen=True, slots=True)

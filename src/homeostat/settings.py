@@ -246,6 +246,12 @@ class Gate(_Section):
     delta: Share = Field(
         0.002, description="Harm that the bound need not exclude, as a share of the loss."
     )
+    slices: int = Field(
+        40,
+        ge=0,
+        description="Most levels and ranges of features in each of which the challenger may not be "
+        "significantly worse; 0: only the whole is judged.",
+    )
 
 
 class Decide(_Section):
