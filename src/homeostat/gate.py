@@ -48,17 +48,21 @@ def judge(
     window: Window,
     classes: int | None = None,
     parts: Sequence[Part] = (),
+    level: float | None = None,
+    chosen_of: int = 1,
 ) -> Verdict:
     """Whether the challenger replaces the champion.
 
     `champion` and `challenger` are losses, shape (rows,), of the same rows in the same order, as
     of `scoring.losses`; `occurred_at` is their event time, datetime64. Rows of one `block` of
     time are taken as alike. With d = challenger − champion, the challenger is promoted when the
-    mean of d is negative and its one-sided upper bound at `gate.confidence` lies no higher than
-    `gate.delta` times the champion's mean loss, unless it is worse in one of `parts`, as
-    `slices.compared` tells. `classes` is how many distinct labels the rows
-    have, None in a regression. With the metric `rmse` the test is on squared errors: `champion`
-    and `challenger` of the verdict are roots, `difference`, `low` and `high` are squared units.
+    mean of d is negative and its one-sided upper bound lies no higher than `gate.delta` times the
+    champion's mean loss, unless it is worse in one of `parts`, as `slices.compared` tells. The
+    bound's confidence is 1 − `level` / `chosen_of`: `level` is 1 − `gate.confidence` if not given,
+    and `chosen_of` counts the challengers of which this one did best on these rows (Bonferroni).
+    `classes` is how many distinct labels the rows have, None in a regression. With the metric
+    `rmse` the test is on squared errors: `champion` and `challenger` of the verdict are roots,
+    `difference`, `low` and `high` are squared units.
     """
     try:
         times = np.asarray(occurred_at).astype("datetime64[us]")
@@ -75,7 +79,11 @@ def judge(
     few = _few(paired, gate, classes)
     if few:
         return replace(verdict, reason=f"{few} The champion stays.")
-    verdict = _ruled(verdict, paired, _mean(old), gate)
+    level = 1 - gate.confidence if level is None else level
+    allowed = gate.delta * _mean(old)
+    p_value = min(1.0, chosen_of * replace(paired, mean=allowed - paired.mean).p_greater())
+    verdict = replace(verdict, p_value=p_value, level=level)
+    verdict = _ruled(verdict, paired, allowed, level / chosen_of, TIE * abs(_mean(old)))
     return _sliced(verdict, compared(parts, old, new, keys, gate))
 
 
@@ -168,18 +176,22 @@ def _few(paired: BlockMean, gate: Gate, classes: int | None) -> str:
     return ""
 
 
-def _ruled(verdict: Verdict, paired: BlockMean, loss: float, gate: Gate) -> Verdict:
-    """The verdict on rows that suffice; `loss` is the champion's mean loss."""
+def _ruled(
+    verdict: Verdict, paired: BlockMean, allowed: float, level: float, tie: float
+) -> Verdict:
+    """The verdict on rows that suffice: `allowed` is the difference that is no harm yet, `tie` the
+    one that is none.
+    """
     compared = (
         f"{_NAMES.get(verdict.metric, verdict.metric)} {verdict.challenger:.4g} against "
         f"{verdict.champion:.4g} on {paired.rows:,} rows in {paired.blocks} blocks"
     )
-    if abs(paired.mean) <= TIE * abs(loss):
+    if abs(paired.mean) <= tie:
         return replace(verdict, reason=f"A tie keeps the champion: {compared}.")
     if paired.mean > 0:
         return replace(verdict, reason=f"The challenger is worse: {compared}.")
-    upper, allowed = paired.bound(gate.confidence), gate.delta * loss
-    sure = f"the {gate.confidence:.0%} bound of the difference is {upper:+.4g}"
+    upper = paired.bound(1 - level)
+    sure = f"the {100 * (1 - level):.4g}% bound of the difference is {upper:+.4g}"
     if upper <= allowed:
         reason = f"The challenger is better: {compared}; {sure}, allowed is {allowed:+.4g}."
         return replace(verdict, promote=True, reason=reason)

@@ -226,12 +226,22 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """One test of the gate, on rows of its own."""
+
+    at: datetime
+    level: float  # the chance of promoting harm that it could take
+    promoted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Past:
     """What the decision must know of earlier decisions; read from the audit chain."""
 
     last_training: datetime | None = None  # when the last challenger trained, promoted or not
     looked_until: datetime | None = None  # end of the newest rows that a gate has used
     trained_rows: int = 0  # labelled rows that the champion was trained on
+    looks: tuple[Look, ...] = ()  # of the gate, in order of time
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +282,14 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Queried:
+    """How the stored bytes of a candidate answer its golden rows."""
+
+    problem: str  # what is wrong, as the rest of a sentence; empty: nothing
+    seconds: float  # median wall time of one row by itself
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """The gate's comparison on the judging rows of one level, or one range, of a feature."""
 
@@ -302,6 +320,8 @@ class Verdict:
     blocks: int
     window: Window | None
     sibling: bool = False  # judged was a model of the same code that had not seen these rows
+    p_value: float | None = None  # one-sided, of harm beyond δ, for all challengers of the look
+    level: float | None = None  # that the p-value may not exceed; None where nothing was tested
     sliced: int = 0  # slices that were compared
     slices: tuple[Slice, ...] = ()  # the ten of them that speak most against the challenger
 
