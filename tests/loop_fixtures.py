@@ -34,6 +34,7 @@ time = "occurred_at"
 
 [training]
 min_rows = 100
+recent = 0
 timeout = "2m"
 
 [gate]

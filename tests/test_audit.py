@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from homeostat.audit import GENESIS, ChainAudit, canonical, jsonable
 from homeostat.errors import AuditError
-from homeostat.records import Action, Decision, Interval, Window
+from homeostat.records import Action, Decision, Interval, Look, Window
 
 AT = datetime(2013, 2, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -85,6 +85,14 @@ def test_the_past_knows_up_to_where_a_gate_has_looked(audit, file):
     audit.write("monitored", AT, gate(AT + 99 * DAY))
     assert audit.past().looked_until == AT + 9 * DAY
     assert ChainAudit(file).past().looked_until == AT + 9 * DAY
+
+
+def test_the_past_knows_the_levels_of_the_gate_s_looks_and_leaves_out_what_tested_nothing(audit):
+    audit.write("gate", AT, gate(AT))
+    audit.write("gate", AT, {"window": None, "level": None, "promote": False})
+    audit.write("gate", AT + DAY, {"window": None, "level": 0.025, "promote": True})
+    audit.write("decided", AT, {"level": 0.5, "promote": True})
+    assert audit.past().looks == (Look(AT + DAY, 0.025, promoted=True),)
 
 
 def test_the_file_is_not_read_again_unless_it_changed(audit, file):

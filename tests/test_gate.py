@@ -29,7 +29,7 @@ def times(rows, days=7):
     return np.datetime64("2013-02-01T00:00:00", "us") + np.arange(rows) * step
 
 
-def rule_on(champion, challenger, *, at=None, metric="log_loss", gate=RULE, classes=2):
+def rule_on(champion, challenger, *, at=None, metric="log_loss", gate=RULE, classes=2, **look):
     return judge(
         occurred_at=times(len(champion)) if at is None else at,
         champion=np.asarray(champion),
@@ -39,6 +39,7 @@ def rule_on(champion, challenger, *, at=None, metric="log_loss", gate=RULE, clas
         block=DAY,
         window=WINDOW,
         classes=classes,
+        **look,
     )
 
 
@@ -172,6 +173,32 @@ def test_a_challenger_that_is_no_better_is_promoted_no_more_often_than_the_confi
     allowed = 1 - gate.confidence
     assert promoted <= stats.binom.ppf(0.999, turns, allowed)
     assert promoted >= stats.binom.ppf(0.001, turns, allowed)
+
+
+def test_the_p_value_is_that_of_a_t_test_of_harm_beyond_delta():
+    champion, challenger = stream(rows=1_400, gain=0.002)
+    verdict = rule_on(champion, challenger)
+    means = (challenger - champion).reshape(7, 200).mean(axis=1)
+    expected = stats.ttest_1samp(means, RULE.delta * champion.mean(), alternative="less").pvalue
+    assert verdict.p_value == pytest.approx(expected, rel=1e-9)
+    assert verdict.level == pytest.approx(0.05)
+
+
+def test_a_look_at_a_stricter_level_asks_for_more_and_so_does_a_choice_among_challengers():
+    champion = np.full(700, 0.5)
+    challenger = champion + np.repeat([-0.05, 0.01, -0.03, 0.02, -0.06, 0.01, -0.02], 100)
+    verdict = rule_on(champion, challenger)
+    p = verdict.p_value
+    assert verdict.promote
+    assert 0.01 < p < 0.05
+    assert rule_on(champion, challenger, level=p * 1.01).promote
+    refused = rule_on(champion, challenger, level=p * 0.99)
+    assert not refused.promote
+    assert f"{100 - 99 * p:.4g}% bound" in refused.reason
+    two = rule_on(champion, challenger, level=p * 1.99, chosen_of=2)
+    assert (two.promote, two.p_value, two.level) == (False, 2 * p, p * 1.99)
+    assert rule_on(champion, challenger, level=p * 2.01, chosen_of=2).promote
+    assert not rule_on(champion, challenger, level=0.0).promote
 
 
 # --- whatever cannot be judged keeps the champion ---

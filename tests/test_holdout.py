@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homeostat.holdout import before, everything, hold_out
+from homeostat.holdout import before, everything, hold_out, newest
 from homeostat.records import MICROSECOND
 from homeostat.schema import TIMESTAMP
 from homeostat.settings import Gate, Training
@@ -106,3 +106,15 @@ def test_everything_trains_and_nothing_judges():
     empty = everything(rows([]))
     assert empty.problem
     assert empty.window.start == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@given(st.lists(st.integers(0, 30), max_size=40), st.floats(0, 1))
+def test_the_newest_share_is_newer_than_the_rest_and_no_smaller_than_asked(hours, share):
+    found = hours_of(newest(rows(hours), share))
+    rest = list(hours)
+    for hour in found:
+        rest.remove(hour)
+    assert len(found) >= share * len(hours) - 1e-9
+    assert not found or not rest or max(rest) < min(found)
+    fewer = [hour for hour in found if hour > min(found)]
+    assert not found or len(fewer) < max(share * len(hours), 1)

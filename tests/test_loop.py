@@ -290,6 +290,43 @@ def test_a_sabotaged_challenger_is_refused_and_everything_stays_byte_for_byte(qu
     assert project(root).audit.verify() == 5
 
 
+CARELESS = (
+    TRAIN.replace("return make_pipeline(", "return Careless(make_pipeline(").replace(
+        ".fit(frame, target)", ".fit(frame, target))"
+    )
+    + """
+
+import numpy as np
+
+class Careless:
+    def __init__(self, model):
+        self.model, self.classes_ = model, model.classes_
+
+    def predict_proba(self, frame):
+        found = self.model.predict_proba(frame)
+        wrong = (frame["amount"] < 0.3).to_numpy()
+        found[wrong] = 1 - np.clip(found[wrong].round(), 0.02, 0.98)
+        return found
+
+    def predict(self, frame):
+        return self.classes_[self.predict_proba(frame).argmax(axis=1)]
+"""
+)
+"""Learns what drifted, and turns its answers round for small amounts."""
+
+
+def test_a_challenger_that_is_better_but_not_for_small_amounts_is_refused(drifted, fresh, engine):
+    root = fresh(drifted)
+    rewrite(root, CARELESS)
+    before = contents(root, "models", "data")
+    with turning(root, engine, DRIFTED, gate={"window": "7d", "min_rows": 20}) as loop:
+        outcome = loop.step()
+    assert not outcome.promoted
+    assert "The challenger is worse where amount is up to " in outcome.verdict.reason
+    assert contents(root, "models", "data") == before
+    assert bodies(root, "gate")[0]["slices"][0]["worse"] is True
+
+
 def test_no_row_judges_twice(quiet, fresh, engine):
     root = fresh(quiet)
     rewrite(root, SABOTAGED)

@@ -137,6 +137,7 @@ def test_the_audit_in_memory_tells_the_same_past_as_the_chain(tmp_path_factory, 
     for kind, day, windowed in given_lines:
         window = Window(START, START + day * DAY) if windowed else None
         for audit in (memory, chain):
-            audit.write(kind, START + day * DAY, {"window": window})
+            body = {"window": window, "level": day / 300 or None, "promote": windowed}
+            audit.write(kind, START + day * DAY, body)
     assert memory.past() == chain.past()
     assert [line["kind"] for line in memory.lines()] == [line["kind"] for line in chain.lines()]

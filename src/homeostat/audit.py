@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from typing import Any
 from homeostat import files
 from homeostat.contracts import Audit
 from homeostat.errors import AuditError, cause
-from homeostat.records import Candidate, Evidence, Json, Past, utc
+from homeostat.records import Candidate, Evidence, Json, Look, Past, utc
 
 GENESIS = "0" * 64
 """What the first line names as the hash of the line before it."""
@@ -125,6 +125,15 @@ def attempted(audit: Audit, chore: str, now: datetime, do: Callable[[datetime], 
         audit.write(f"{chore}_failed", now, {"reason": cause(error)})
 
 
+def gate_looks(lines: Iterable[Mapping[str, Json]]) -> tuple[Look, ...]:
+    """The tests of the gate that these lines of a chain tell of; older ones tell no level."""
+    return tuple(
+        Look(datetime.fromisoformat(line["at"]), line["body"]["level"], line["body"]["promote"])
+        for line in lines
+        if line["kind"] == "gate" and line["body"].get("level") is not None
+    )
+
+
 def _hash(line: Mapping[str, Json]) -> str:
     rest = {name: value for name, value in line.items() if name != "hash"}
     return hashlib.sha256(canonical(rest)).hexdigest()
@@ -191,21 +200,22 @@ class ChainAudit:
         return self._load().lines
 
     def past(self) -> Past:
-        """The last training and the end of the rows that a gate has looked at.
+        """The last training, the end of the rows that a gate has looked at, and its looks.
 
         The very first release sets no cool-down off, so its kind `first` does not count.
         `trained_rows` stays 0: the champion's manifest holds it.
         """
         last_training: datetime | None = None
         looked_until: datetime | None = None
-        for line in self.lines():
+        lines = self.lines()
+        for line in lines:
             if line["kind"] in TRAININGS:
                 last_training = _time(line["at"])
             elif line["kind"] == "gate":
                 end = _time((line["body"].get("window") or {}).get("end"))
                 if end is not None:
                     looked_until = end if looked_until is None else max(end, looked_until)
-        return Past(last_training=last_training, looked_until=looked_until)
+        return Past(last_training, looked_until, looks=gate_looks(lines))
 
     def verify(self) -> int:
         """Walk the chain and return its number of lines.

@@ -6,25 +6,27 @@ the reason why there is none; nothing is released here, and what fails raises.
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from homeostat import gate, quarantine
+from homeostat import gate, quarantine, slices, wealth
 from homeostat.audit import fitted, jsonable
 from homeostat.contracts import Audit, Journal, Releases, Trainer
-from homeostat.errors import ReleaseError, TrainingError
-from homeostat.holdout import Holdout, before, everything, hold_out
-from homeostat.records import Candidate, Release, Verdict
+from homeostat.errors import HomeostatError, ReleaseError, TrainingError, cause
+from homeostat.holdout import Holdout, before, everything, hold_out, newest
+from homeostat.records import Candidate, Json, Release, Verdict
 from homeostat.schema import Schema
 from homeostat.scoring import row_losses
 from homeostat.settings import Settings
+
+MILLISECOND = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,26 @@ class Challenged:
     candidate: Candidate | None = None
     verdict: Verdict | None = None
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Challenger:
+    """A candidate and its losses on the judging rows."""
+
+    share: float  # of the rows that could train, the newest, from which it learned
+    candidate: Candidate
+    losses: Any  # shape (rows,)
+
+    @property
+    def loss(self) -> float:
+        """Their mean; infinite where it is not finite, so that such a challenger is not chosen."""
+        mean = float(self.losses.mean()) if len(self.losses) else 0.0
+        return mean if math.isfinite(mean) else math.inf
+
+    @property
+    def told(self) -> dict[str, Json]:
+        training = self.candidate.training
+        return {"share": self.share, "rows": training.rows, "loss": self.loss}
 
 
 @dataclass(frozen=True)
@@ -80,12 +102,15 @@ class Challenge:
         if parts.problem:
             return Challenged(problem=parts.problem)
         refit = self.gated and self.settings.training.refit
-        start = parts.window.start
-        candidate = self._fit(parts.training, schema, start, now, champion.id, trial=refit)
-        self.audit.write("trained", now, fitted(candidate))
-        verdict = self._judge(candidate, champion, parts, now)
+        made, left = self._challengers(parts, schema, champion.id, now)
+        best = min(made, key=lambda one: one.loss)
+        told = {"share": best.share, "beside": [one.told for one in made if one is not best] + left}
+        self.audit.write("trained", now, fitted(best.candidate) | told)
+        verdict = self._judge(best, len(made), champion, parts, now)
         self.audit.write("gate", now, jsonable(verdict))
+        candidate = best.candidate
         if verdict.promote and refit:
+            rows = newest(rows, best.share)
             candidate = self._fit(rows, schema, parts.window.end, now, champion.id)
             self.query(candidate)
             self.audit.write("refitted", now, fitted(candidate))
@@ -95,13 +120,18 @@ class Challenge:
         return Challenged(candidate, verdict)
 
     def query(self, candidate: Candidate) -> None:
-        """Ask the stored bytes for the golden rows; raises ReleaseError when they differ."""
-        held = candidate.objects
-        golden = pq.read_table(io.BytesIO(held["golden"]))
-        schema = Schema.from_json(held["schema"])
-        scores = self.trainer.score(held["model"], golden, schema, held.get("calibrator"))
-        if scores != golden.select(scores.column_names):
-            raise ReleaseError("the challenger does not answer its golden rows as it did.")
+        """Ask the stored bytes for the golden rows; raises ReleaseError when they answer otherwise
+        than at the fit, or take longer than `gate.latency`.
+        """
+        found, budget = self.trainer.query(candidate), self.settings.gate.latency
+        if found.problem:
+            raise ReleaseError(f"the challenger {found.problem}.")
+        took = timedelta(seconds=found.seconds)
+        if budget is not None and took > budget:
+            raise ReleaseError(
+                f"the challenger takes {took / MILLISECOND:.3g} ms for one row, at the median of "
+                f"its golden rows; gate.latency allows {budget / MILLISECOND:.3g} ms."
+            )
 
     def _fit(
         self,
@@ -116,9 +146,43 @@ class Challenge:
         learned = schema.learned_from(rows)
         return self.trainer.fit(rows, learned, cutoff=cutoff, as_of=now, parent=parent, trial=trial)
 
+    def _challengers(
+        self, parts: Holdout, schema: Schema, parent: str, now: datetime
+    ) -> tuple[list[_Challenger], list[dict[str, Json]]]:
+        """The challenger of all rows and, where it can be made, that of the newest; why not, else.
+
+        A failure of the former raises.
+        """
+        trial = self.gated and self.settings.training.refit
+        made, left = [self._challenger(parts, 1.0, schema, parent, now, trial=trial)], []
+        share = self.settings.training.recent if self.gated else 0.0
+        recent = newest(parts.training, share)
+        if self.settings.training.min_rows <= recent.num_rows < parts.training.num_rows:
+            try:
+                made.append(self._challenger(parts, share, schema, parent, now, trial=trial))
+            except HomeostatError as error:  # one class only, a limit: the other one is judged
+                left.append({"share": share, "reason": cause(error)})
+        return made, left
+
+    def _challenger(
+        self,
+        parts: Holdout,
+        share: float,
+        schema: Schema,
+        parent: str,
+        now: datetime,
+        *,
+        trial: bool,
+    ) -> _Challenger:
+        rows, start = newest(parts.training, share), parts.window.start
+        candidate = self._fit(rows, schema, start, now, parent, trial=trial)
+        losses = self._losses(candidate.objects, parts.fresh) if self.gated else np.empty(0)
+        return _Challenger(share, candidate, losses)
+
     def _judge(
-        self, candidate: Candidate, champion: Release, parts: Holdout, now: datetime
+        self, best: _Challenger, of: int, champion: Release, parts: Holdout, now: datetime
     ) -> Verdict:
+        """The better of `of` challengers beside the champion."""
         if not self.gated:
             return replace(gate.unjudged("No gate, as asked.", parts.window), promote=True)
         held = {name: self.releases.object(champion, name) for name in champion.manifest["objects"]}
@@ -128,19 +192,31 @@ class Challenge:
         seen = seen.filter(pc.is_in(seen.column("prediction_id"), ids.combine_chunks()))
         if seen.column("prediction_id") != ids:
             raise ReleaseError("champion and challenger were not given the same rows.")
+        own = Schema.from_json(best.candidate.objects["schema"])
         numbers = schema.target.task == "regression"
         verdict = gate.judge(
             occurred_at=parts.fresh.column("occurred_at").to_numpy(),
             champion=self._losses(held, seen),
-            challenger=self._losses(candidate.objects, parts.fresh),
+            challenger=best.losses,
             metric="rmse" if numbers else "log_loss",
             gate=self.settings.gate,
             block=self.settings.monitor.block,
             window=parts.window,
             classes=None if numbers else len(parts.fresh.column("label").unique()),
+            parts=slices.parts(parts.fresh, own.features, self.settings.gate),
+            level=wealth.level(self.audit.past().looks, now, self.settings.gate),
+            chosen_of=of,
         )
-        if verdict.promote:
-            self.query(candidate)
+        if of > 1:
+            learned = "all rows" if best.share == 1 else f"the newest {best.share:.0%} of the rows"
+            reason = f"{verdict.reason} Of {of} challengers, that of {learned} did better."
+            verdict = replace(verdict, reason=reason)
+        if not verdict.promote:
+            return verdict
+        try:
+            self.query(best.candidate)
+        except HomeostatError as error:  # fails closed, and these rows have been looked at
+            return replace(verdict, promote=False, reason=cause(error))
         return verdict
 
     def _losses(self, held: Mapping[str, bytes], rows: pa.Table) -> Any:

@@ -22,6 +22,7 @@ from homeostat.records import (
     Json,
     Outcome,
     Past,
+    Queried,
     Release,
     Sent,
     Verdict,
@@ -209,6 +210,13 @@ class Trainer(Protocol):
         self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None
     ) -> pa.Table:
         """`prediction`, `probability` and `probabilities` of each row, in order."""
+        ...
+
+    def query(self, candidate: Candidate) -> Queried:
+        """Read the candidate's bytes anew and ask them for its golden rows, all and one by one.
+
+        Raises `TrainingError` or `EngineError` when they cannot be read or do not answer.
+        """
         ...
 
     def with_twin(self, candidate: Candidate, rows: pa.Table) -> Candidate:

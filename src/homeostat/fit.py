@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from homeostat import importance, levels
 from homeostat.errors import SchemaError, TrainingError
 from homeostat.profile import Profile
+from homeostat.records import Queried
 from homeostat.schema import UNSEEN, Schema
 from homeostat.scoring import Calibrator, Scorer, outputs, tabulate
 from homeostat.script import called, opened, own_modules
@@ -116,8 +117,9 @@ def _opened(content: bytes) -> Any:
     import joblib
 
     try:
-        return joblib.load(io.BytesIO(content))
-    except MemoryError:
+        with _own_version():
+            return joblib.load(io.BytesIO(content))
+    except (MemoryError, TrainingError):
         raise
     except Exception as error:
         raise TrainingError(
@@ -146,7 +148,8 @@ def _trained(job: Job, frame: pd.DataFrame, schema: Schema) -> tuple[bytes, floa
     known = set(sys.modules)
     with opened(job.script, job.root) as module:
         began = time.monotonic()
-        estimator = called(module, "fit", frame)
+        with _own_version():
+            estimator = called(module, "fit", frame)
         seconds = time.monotonic() - began
         _check(estimator, schema)
         own = own_modules(known, job.root)
@@ -163,6 +166,51 @@ def score(model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None
     """The journal's columns of a prediction for each row, by verified model bytes."""
     chosen = None if calibrator is None else Calibrator.from_json(calibrator)
     return Scorer(_unpickled(model), schema, chosen).score(rows)
+
+
+def query(model: bytes, golden: bytes, schema: bytes, calibrator: bytes | None) -> Queried:
+    """How verified model bytes answer the golden rows, when they are read anew.
+
+    All at once they must answer bit by bit as they did, and each by itself what it answers among
+    the others, but for rounding. Raises TrainingError for bytes of another scikit-learn, and what
+    the model raises.
+    """
+    rows = pq.read_table(io.BytesIO(golden))
+    chosen = None if calibrator is None else Calibrator.from_json(calibrator)
+    with _own_version():
+        scorer = Scorer(pickle.loads(model), Schema.from_json(schema), chosen)  # noqa: S301 - as below
+    target = scorer.schema.target
+    scores = scorer.score(rows)
+    if scores != rows.select(scores.column_names):
+        return Queried("does not answer its golden rows as it did", 0.0)
+    alone, seconds = [], []
+    for place in range(rows.num_rows):
+        row = rows.slice(place, 1)
+        began = time.perf_counter()
+        alone.append(scorer.score(row))
+        seconds.append(time.perf_counter() - began)
+    apart = outputs(pa.concat_tables(alone), target)
+    if not np.allclose(apart, outputs(scores, target), rtol=1e-4, atol=1e-6):
+        return Queried("answers a row otherwise by itself than among others", 0.0)
+    return Queried("", float(np.median(seconds)))
+
+
+@contextmanager
+def _own_version() -> Iterator[None]:
+    """Refuses estimators that another version of scikit-learn pickled, at which it only warns."""
+    from sklearn.exceptions import InconsistentVersionWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InconsistentVersionWarning)
+        try:
+            yield
+        except InconsistentVersionWarning as error:
+            raise TrainingError(
+                f"{error.estimator_name} was pickled by scikit-learn "
+                f"{error.original_sklearn_version}, and {error.current_sklearn_version} is "
+                "installed.",
+                hint="Fit it anew with the version that is installed.",
+            ) from error
 
 
 @lru_cache(maxsize=2)

@@ -1,23 +1,25 @@
 """The gate: whether the challenger is better than the champion, with harm excluded.
 
-It takes the losses of both on the same labelled rows, which neither has seen, and the event time
-of each row. It gives a Verdict and touches nothing; whatever it cannot judge keeps the champion,
-so no data makes it raise.
+It takes the losses of both on the same labelled rows, which neither has seen, the event time of
+each row, and the parts of them in which the challenger may not be worse either. It gives a Verdict
+and touches nothing; whatever it cannot judge keeps the champion, so no data makes it raise.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from homeostat.records import Task, Verdict, Window
+from homeostat.records import Slice, Task, Verdict, Window
 from homeostat.schema import Target
 from homeostat.scoring import losses as losses_of
 from homeostat.settings import Gate
+from homeostat.slices import Part, compared
 from homeostat.stats import BlockMean, block_keys
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 LARGEST = 1e100
 """A loss beyond it counts as not finite; squares of its sums still fit a 64-bit number."""
+
+KEPT = 10
+"""Slices that a verdict holds, those that speak most against the challenger."""
 
 TIE = 1e-9
 """Differences below this share of the champion's loss are rounding, not merit."""
@@ -42,16 +47,22 @@ def judge(
     block: timedelta,
     window: Window,
     classes: int | None = None,
+    parts: Sequence[Part] = (),
+    level: float | None = None,
+    chosen_of: int = 1,
 ) -> Verdict:
     """Whether the challenger replaces the champion.
 
     `champion` and `challenger` are losses, shape (rows,), of the same rows in the same order, as
     of `scoring.losses`; `occurred_at` is their event time, datetime64. Rows of one `block` of
     time are taken as alike. With d = challenger − champion, the challenger is promoted when the
-    mean of d is negative and its one-sided upper bound at `gate.confidence` lies no higher than
-    `gate.delta` times the champion's mean loss. `classes` is how many distinct labels the rows
-    have, None in a regression. With the metric `rmse` the test is on squared errors: `champion`
-    and `challenger` of the verdict are roots, `difference`, `low` and `high` are squared units.
+    mean of d is negative and its one-sided upper bound lies no higher than `gate.delta` times the
+    champion's mean loss, unless it is worse in one of `parts`, as `slices.compared` tells. The
+    bound's confidence is 1 − `level` / `chosen_of`: `level` is 1 − `gate.confidence` if not given,
+    and `chosen_of` counts the challengers of which this one did best on these rows (Bonferroni).
+    `classes` is how many distinct labels the rows have, None in a regression. With the metric
+    `rmse` the test is on squared errors: `champion` and `challenger` of the verdict are roots,
+    `difference`, `low` and `high` are squared units.
     """
     try:
         times = np.asarray(occurred_at).astype("datetime64[us]")
@@ -62,12 +73,18 @@ def judge(
     unfit = _unfit(times, old, new)
     if unfit:
         return replace(unjudged(unfit, window, metric), rows=old.shape[0] if old.ndim else 0)
-    paired = BlockMean.of(new - old, block_keys(times, block))
+    keys = block_keys(times, block)
+    paired = BlockMean.of(new - old, keys)
     verdict = _measured(paired, _mean(old), _mean(new), metric, window)
     few = _few(paired, gate, classes)
     if few:
         return replace(verdict, reason=f"{few} The champion stays.")
-    return _ruled(verdict, paired, _mean(old), gate)
+    level = 1 - gate.confidence if level is None else level
+    allowed = gate.delta * _mean(old)
+    p_value = min(1.0, chosen_of * replace(paired, mean=allowed - paired.mean).p_greater())
+    verdict = replace(verdict, p_value=p_value, level=level)
+    verdict = _ruled(verdict, paired, allowed, level / chosen_of, TIE * abs(_mean(old)))
+    return _sliced(verdict, compared(parts, old, new, keys, gate))
 
 
 def judge_first(
@@ -159,18 +176,22 @@ def _few(paired: BlockMean, gate: Gate, classes: int | None) -> str:
     return ""
 
 
-def _ruled(verdict: Verdict, paired: BlockMean, loss: float, gate: Gate) -> Verdict:
-    """The verdict on rows that suffice; `loss` is the champion's mean loss."""
+def _ruled(
+    verdict: Verdict, paired: BlockMean, allowed: float, level: float, tie: float
+) -> Verdict:
+    """The verdict on rows that suffice: `allowed` is the difference that is no harm yet, `tie` the
+    one that is none.
+    """
     compared = (
         f"{_NAMES.get(verdict.metric, verdict.metric)} {verdict.challenger:.4g} against "
         f"{verdict.champion:.4g} on {paired.rows:,} rows in {paired.blocks} blocks"
     )
-    if abs(paired.mean) <= TIE * abs(loss):
+    if abs(paired.mean) <= tie:
         return replace(verdict, reason=f"A tie keeps the champion: {compared}.")
     if paired.mean > 0:
         return replace(verdict, reason=f"The challenger is worse: {compared}.")
-    upper, allowed = paired.bound(gate.confidence), gate.delta * loss
-    sure = f"the {gate.confidence:.0%} bound of the difference is {upper:+.4g}"
+    upper = paired.bound(1 - level)
+    sure = f"the {100 * (1 - level):.4g}% bound of the difference is {upper:+.4g}"
     if upper <= allowed:
         reason = f"The challenger is better: {compared}; {sure}, allowed is {allowed:+.4g}."
         return replace(verdict, promote=True, reason=reason)
@@ -178,16 +199,42 @@ def _ruled(verdict: Verdict, paired: BlockMean, loss: float, gate: Gate) -> Verd
     return replace(verdict, reason=reason)
 
 
+def _sliced(verdict: Verdict, found: Sequence[Slice]) -> Verdict:
+    """The verdict with its slices, and without a promotion where one of them is worse."""
+    name = verdict.metric
+    rooted = [
+        replace(one, champion=_unit(one.champion, name), challenger=_unit(one.challenger, name))
+        for one in found
+    ]
+    verdict = replace(verdict, sliced=len(rooted), slices=tuple(rooted[:KEPT]))
+    worse = [one for one in rooted if one.worse]
+    if not worse or not verdict.promote:
+        return verdict
+    first = worse[0]
+    others = f" and in {len(worse) - 1} more slices" if len(worse) > 1 else ""
+    reason = (
+        f"The challenger is worse where {first.column} is {first.level}{others}: "
+        f"{_NAMES.get(name, name)} {first.challenger:.4g} against "
+        f"{first.champion:.4g} on {first.rows:,} rows in {first.blocks} blocks "
+        f"(p = {first.adjusted_p_value:.2g}, {len(rooted)} slices). Over all rows: {verdict.reason}"
+    )
+    return replace(verdict, promote=False, reason=reason)
+
+
+def _unit(loss: float, metric: str) -> float:
+    """A mean loss in the metric's unit."""
+    return math.sqrt(max(loss, 0)) if metric == "rmse" else loss
+
+
 def _measured(paired: BlockMean, old: float, new: float, metric: str, window: Window) -> Verdict:
     """The numbers of a verdict that does not promote yet."""
-    root = metric == "rmse"
     told = paired.interval()
     return Verdict(
         promote=False,
         reason="",
         metric=metric,
-        champion=math.sqrt(max(old, 0)) if root else old,
-        challenger=math.sqrt(max(new, 0)) if root else new,
+        champion=_unit(old, metric),
+        challenger=_unit(new, metric),
         difference=paired.mean,
         low=told.low,
         high=told.high,

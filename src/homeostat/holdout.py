@@ -7,6 +7,7 @@ seen by the champion, by the challenger, or by an earlier look of the gate.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -34,6 +35,16 @@ class Holdout:
 def before(rows: pa.Table, moment: datetime) -> pa.Table:
     """The rows whose event time is earlier than `moment`."""
     return rows.filter(pc.less(rows.column("occurred_at"), pa.scalar(moment, TIMESTAMP)))
+
+
+def newest(rows: pa.Table, share: float) -> pa.Table:
+    """The `share` of the rows that is newest, with all that are as old as the oldest of it."""
+    wanted = math.ceil(share * rows.num_rows)
+    if not 0 < wanted < rows.num_rows:
+        return rows.slice(0, 0) if wanted <= 0 else rows
+    times = pc.sort_indices(rows.column("occurred_at"), sort_keys=[("", "descending")])
+    oldest = rows.column("occurred_at")[times[wanted - 1].as_py()]
+    return rows.filter(pc.greater_equal(rows.column("occurred_at"), oldest))
 
 
 def everything(rows: pa.Table) -> Holdout:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat.audit import TRAININGS, jsonable
+from homeostat.audit import TRAININGS, gate_looks, jsonable
 from homeostat.entries import Appended, Labelled, Refusal, Sealed
 from homeostat.errors import ConflictError, JournalError, ReleaseError
 from homeostat.journal import join, jsonl, shape
@@ -265,6 +265,7 @@ class MemoryAudit:
         return Past(
             last_training=datetime.fromisoformat(trained[-1]) if trained else None,
             looked_until=max(looked, default=None),
+            looks=gate_looks(self._lines),
         )
 
 

@@ -45,7 +45,12 @@ FILES = (
 _MADE = "# what a running project makes"
 _ITSELF = "-e .[all]"
 _PINNED = "# Homeostat itself, and what it runs on, pinned to versions that were tested together.\n"
-_UNSET = {"project.task": "binary", "project.timezone": "Europe/Vienna", "journal.keep": "none"}
+_UNSET = {
+    "project.task": "binary",
+    "project.timezone": "Europe/Vienna",
+    "journal.keep": "none",
+    "gate.latency": "0.01s",
+}
 """Something to write where a setting's default is to be unset, which TOML cannot say."""
 _HEAD = """\
 # The settings of this project. A line such as `# port = 8000` holds its default; take the mark

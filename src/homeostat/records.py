@@ -226,12 +226,22 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """One test of the gate, on rows of its own."""
+
+    at: datetime
+    level: float  # the chance of promoting harm that it could take
+    promoted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Past:
     """What the decision must know of earlier decisions; read from the audit chain."""
 
     last_training: datetime | None = None  # when the last challenger trained, promoted or not
     looked_until: datetime | None = None  # end of the newest rows that a gate has used
     trained_rows: int = 0  # labelled rows that the champion was trained on
+    looks: tuple[Look, ...] = ()  # of the gate, in order of time
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +282,29 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Queried:
+    """How the stored bytes of a candidate answer its golden rows."""
+
+    problem: str  # what is wrong, as the rest of a sentence; empty: nothing
+    seconds: float  # median wall time of one row by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The gate's comparison on the judging rows of one level, or one range, of a feature."""
+
+    column: str  # both names as a page may show them
+    level: str
+    rows: int
+    blocks: int
+    champion: float  # mean loss, in the metric's unit
+    challenger: float
+    p_value: float  # one-sided, of the challenger's being worse by more than `gate.delta`
+    adjusted_p_value: float  # Holm over all slices
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The gate's judgement of challenger against champion on the same rows."""
 
@@ -287,6 +320,22 @@ class Verdict:
     blocks: int
     window: Window | None
     sibling: bool = False  # judged was a model of the same code that had not seen these rows
+    p_value: float | None = None  # one-sided, of harm beyond δ, for all challengers of the look
+    level: float | None = None  # that the p-value may not exceed; None where nothing was tested
+    sliced: int = 0  # slices that were compared
+    slices: tuple[Slice, ...] = ()  # the ten of them that speak most against the challenger
+
+    @classmethod
+    def of(cls, body: Mapping[str, Json]) -> Verdict:
+        """From the fields as JSON holds them; those that an older line lacks have their defaults.
+
+        Raises KeyError, TypeError or ValueError.
+        """
+        window, slices = body["window"], body.get("slices", ())
+        if window is not None:
+            window = Window(*(datetime.fromisoformat(window[k]) for k in ("start", "end")))
+        made = tuple(Slice(**each) for each in slices)
+        return cls(**{**body, "window": window, "slices": made})
 
 
 @dataclass(frozen=True, slots=True)

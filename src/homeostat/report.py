@@ -34,7 +34,6 @@ from homeostat.records import (
     Outcome,
     Segment,
     Verdict,
-    Window,
 )
 from homeostat.schema import Schema
 from homeostat.settings import Monitor
@@ -190,17 +189,9 @@ def newest_turn(lines: Sequence[Mapping[str, Json]], evidence: Evidence | None) 
         at=datetime.fromisoformat(turn[0]["at"]),
         decision=Decision(**decided),
         evidence=evidence,
-        verdict=_verdict(gates[0]) if gates else None,
+        verdict=Verdict.of(gates[0]) if gates else None,
         promoted=any(line["kind"] == "promoted" for line in turn),
     )
-
-
-def _verdict(body: dict[str, Json]) -> Verdict:
-    window = body["window"]
-    body["window"] = window and Window(
-        datetime.fromisoformat(window["start"]), datetime.fromisoformat(window["end"])
-    )
-    return Verdict(**body)
 
 
 def summary(of: Outcome | Evidence) -> str:

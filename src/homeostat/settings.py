@@ -223,6 +223,13 @@ class Training(_Section):
         1, ge=1, description="OpenMP threads of a fit; more of them stall a server beside it."
     )
     min_rows: int = Field(200, ge=10, description="Fewer labelled rows: no training.")
+    recent: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Newest share of the labelled rows from which a second challenger learns, "
+        "beside that of all; the gate takes the better one. 0: no second one.",
+    )
     refit: bool = Field(
         True,
         description="Fit a challenger that passed the gate once more, on the judging rows as well, "
@@ -241,10 +248,30 @@ class Gate(_Section):
         5, ge=2, description="Fewer blocks (monitor.block): the champion stays."
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="Of the one-sided bound that must exclude harm."
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Least confidence of the one-sided bound that must exclude harm.",
+    )
+    false_promotions: Annotated[float | None, BeforeValidator(_lifted)] = Field(
+        0.2,
+        ge=0,
+        description="Harmful promotions a year that chance may bring, besides one in ten of all; "
+        "looks beyond that test at a higher confidence. 'none': all have the same.",
     )
     delta: Share = Field(
         0.002, description="Harm that the bound need not exclude, as a share of the loss."
+    )
+    latency: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+        None,
+        description="Longest time that a challenger may take for one row, at the median of its "
+        "golden rows and without the server around it; 'none': any.",
+    )
+    slices: int = Field(
+        40,
+        ge=0,
+        description="Most levels and ranges of features in each of which the challenger may not be "
+        "significantly worse; 0: only the whole is judged.",
     )
 
 

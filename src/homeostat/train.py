@@ -18,7 +18,7 @@ from homeostat import fit, levels, script, twin
 from homeostat.contracts import Engine
 from homeostat.errors import SchemaError, TrainingError, cause
 from homeostat.infer import infer
-from homeostat.records import Candidate, TrainingRows
+from homeostat.records import Candidate, Queried, TrainingRows
 from homeostat.rowhash import frame_hash
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema, Target
 from homeostat.settings import Project, Training
@@ -152,6 +152,13 @@ class ScriptTrainer:
         """
         return self._engine.run(
             fit.score, model, rows.select(list(schema.names)), schema, calibrator
+        )
+
+    def query(self, candidate: Candidate) -> Queried:
+        """Ask the candidate's bytes for its golden rows, in the child; see `fit.query`."""
+        held = candidate.objects
+        return self._engine.run(
+            fit.query, held["model"], held["golden"], held["schema"], held.get("calibrator")
         )
 
     def with_twin(self, candidate: Candidate, rows: pa.Table) -> Candidate:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from homeostat.contracts import Engine, Trainer
 from homeostat.entries import Refusal
 from homeostat.errors import TrainingError
-from homeostat.records import Candidate
+from homeostat.records import Candidate, Queried
 from homeostat.rowhash import frame_hash
 from homeostat.schema import SYSTEM, Schema
 from homeostat.scoring import row_losses
@@ -183,6 +183,9 @@ class PolicyTrainer:
         self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None
     ) -> pa.Table:
         return self._shared.trainer.score(model, rows, schema, calibrator)
+
+    def query(self, candidate: Candidate) -> Queried:
+        return self._shared.trainer.query(candidate)
 
     def with_twin(self, candidate: Candidate, rows: pa.Table) -> Candidate:  # noqa: ARG002
         """The candidate as it is: nothing is served in a replay."""
