@@ -181,7 +181,7 @@ def test_the_first_training_and_what_can_be_asked_of_it(homeostat, untrained, fr
     (newest,) = homeostat("history", "-p", root, "--json", "--limit", 1).document
     assert newest["kind"] == "promoted"
     verified = homeostat("verify", "-p", root, "--json").document
-    assert verified == {"audit_lines": 2, "releases": 1}
+    assert verified == {"audit_lines": 2, "releases": 1, "frames": 1}
     assert "verified 2 lines of the audit chain, 1 releases" in homeostat("verify", "-p", root).out
     checks = homeostat("doctor", "-p", root, "--json").document
     assert {check["result"] for check in checks} <= {"well", "note"}

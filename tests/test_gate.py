@@ -186,7 +186,7 @@ def test_the_p_value_is_that_of_a_t_test_of_harm_beyond_delta():
 
 def test_a_look_at_a_stricter_level_asks_for_more_and_so_does_a_choice_among_challengers():
     champion = np.full(700, 0.5)
-    challenger = champion + np.repeat([-0.05, 0.01, -0.03, 0.02, -0.06, 0.01, -0.02], 100)
+    challenger = champion + np.repeat([-0.05, 0.01, -0.03, 0.01, -0.06, 0.0, -0.03], 100)
     verdict = rule_on(champion, challenger)
     p = verdict.p_value
     assert verdict.promote

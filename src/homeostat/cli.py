@@ -278,10 +278,20 @@ def history(
 
 @app.command()
 def verify(folder: Folder = HERE, as_json: AsJson = False) -> None:
-    """Recompute the audit chain, the champion's signature, and each byte of its line."""
+    """Recompute the audit chain, the champion's signature, each byte of its line, and the hash of
+    every release's training frame, as the journal still gives it.
+    """
+    from homeostat.rebuild import frames
+
     project = load_project(folder)
     lines, checked = project.audit.verify(), project.releases.verify()
-    screen.verified(lines, checked, project.journal.erased(), as_json=as_json)
+    trainings = project.releases.trainings()
+    with screen.working("rebuilding training frames"):
+        found = frames(trainings, project.journal, project.releases, project.audit)
+    forgets = project.settings.journal.keep is not None
+    erased = project.journal.erased()
+    if not screen.verified(lines, checked, found, erased, forgets=forgets, as_json=as_json):
+        raise typer.Exit(1)
 
 
 app.command()(verbs.replay)

@@ -49,7 +49,7 @@ _UNSET = {
     "project.task": "binary",
     "project.timezone": "Europe/Vienna",
     "journal.keep": "none",
-    "gate.latency": "0.01s",
+    "gate.latency": "none",
 }
 """Something to write where a setting's default is to be unset, which TOML cannot say."""
 _HEAD = """\

@@ -65,14 +65,20 @@ def release(audit: Audit, ids: Sequence[str], why: str, at: datetime) -> tuple[Q
     return tuple(chosen)
 
 
-def sound(rows: pa.Table, audit: Audit, schema: Schema) -> pa.Table:
+def sound(
+    rows: pa.Table, audit: Audit, schema: Schema, *, until: datetime | None = None
+) -> pa.Table:
     """The rows that no open quarantine covers, for a model with the features of `schema`.
 
-    A quarantine of columns covers a row only for models that have one of them.
+    A quarantine of columns covers a row only for models that have one of them. With `until`, those
+    count that were open then.
     """
     names = set(schema.names)
     covered = pa.repeat(pa.scalar(False), rows.num_rows)
-    for each in held(audit.lines()):
+    lines = audit.lines()
+    if until is not None:
+        lines = [line for line in lines if datetime.fromisoformat(line["at"]) <= until]
+    for each in held(lines):
         if not each.columns or names & set(each.columns):
             covered = pc.or_(covered, _within(rows, each.window))
     return rows.filter(pc.invert(covered))

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from homeostat.build import Project
     from homeostat.doctor import Check
     from homeostat.project import Made
+    from homeostat.rebuild import Frame
 
 SEGMENTS = 20  # most that are listed; the report has all
 
@@ -265,18 +266,45 @@ def history(lines: Sequence[Mapping[str, Json]], *, as_json: bool) -> None:
     out.print(table)
 
 
-def verified(lines: int, checked: int, erased: Mapping[str, datetime], *, as_json: bool) -> None:
-    """`erased` names releases of which training rows were erased since, and when."""
+def verified(
+    lines: int,
+    checked: int,
+    frames: Sequence[Frame],
+    erased: Mapping[str, datetime],
+    *,
+    forgets: bool,  # rows beyond `journal.keep` are forgotten
+    as_json: bool,
+) -> bool:
+    """Whether nothing is amiss; `erased` names releases of which training rows were erased since,
+    and when.
+    """
+    same = sum(frame.result == "same" for frame in frames)
+    gone = {f.release for f in frames if f.result == "fewer" and (forgets or f.release in erased)}
+    amiss = [f for f in frames if f.result != "same" and f.release not in gone]
     if as_json:
-        told = {"erased": erased} if erased else {}
-        document({"audit_lines": lines, "releases": checked, **told})
-        return
-    out.print(f"[green]verified[/] {lines} lines of the audit chain, {checked} releases")
+        told: dict[str, Json] = {"audit_lines": lines, "releases": checked, "frames": same}
+        told |= {"erased": erased} if erased else {}
+        told |= {"forgotten": sorted(gone - erased.keys())} if gone - erased.keys() else {}
+        told |= {"other_frames": amiss} if amiss else {}
+        document(told)
+        return not amiss
+    out.print(
+        f"[green]verified[/] {lines} lines of the audit chain, {checked} releases, {same} training "
+        "frames"
+    )
     for release, at in erased.items():
         say(
             f"{release[:12]} was trained on rows that were erased on {at:%Y-%m-%d}: its frame "
             "cannot be rebuilt as it was"
         )
+    for release in sorted(gone - erased.keys()):
+        say(f"{release[:12]} was trained on rows that history forgot since (journal.keep)")
+    for frame in amiss:
+        out.print(
+            f"[red]not verified[/] the training frame of {frame.release[:12]}: the journal gives "
+            f"{frame.found:,} rows that do not have its hash; it names {frame.named:,}"
+        )
+    return not amiss
 
 
 def counts(result: Mapping[str, Json], *, as_json: bool) -> None:
