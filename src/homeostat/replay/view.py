@@ -90,32 +90,23 @@ def report(result: ReplayResult, out: Path | None, console: Console, *, as_json:
 
 
 def _show(result: ReplayResult, console: Console) -> None:
-    """What was assumed, and the table of policies."""
+    """What was assumed, what each policy came to and what it took, and what to do."""
     for line in result.said:
         console.print(f"[dim]•[/] {escape(line)}")
     metric = NAMES[result.rows[0].metric]
-    names = ("policy", metric, "gain", "kept", "oracle", "retrains", "needless", "recal.")
-    table = Table(*names, "promoted", "harmful", "regret", "CPU s")
-    for column in table.columns:
-        column.no_wrap = True
-        column.justify = "left" if column.header == "policy" else "right"
+    came = _table("policy", metric, "gain", "kept", "of the oracle", "regret")
+    took = _table("policy", "retrains", "needless", "recal.", "promoted", "harmful", "CPU s")
     for row in result.rows:
-        table.add_row(
-            escape(row.policy),
-            f"{row.value:.5g}",
-            _share(row.relative_gain, sign="+"),
-            _share(row.gain_kept),
-            _share(row.oracle_share),
-            str(row.retrains),
-            str(row.needless_retrains),
-            str(row.recalibrations),
-            str(row.promotions),
-            str(row.harmful_promotions),
-            _share(row.total_regret),
-            f"{row.cpu_seconds:.1f}",
-            style="dim" if row.baseline else "",
+        name, style = escape(row.policy), "dim" if row.baseline else ""
+        shares = row.gain_kept, row.oracle_share, row.total_regret
+        gain = _share(row.relative_gain, sign="+")
+        came.add_row(name, f"{row.value:.5g}", gain, *map(_share, shares), style=style)
+        counts = (
+            *(row.retrains, row.needless_retrains, row.recalibrations),
+            *(row.promotions, row.harmful_promotions),
         )
-    console.print(table)
+        took.add_row(name, *map(str, counts), f"{row.cpu_seconds:.1f}", style=style)
+    console.print(came, took)
     first, last = result.windows[0].start, result.windows[-1].end
     console.print(
         f"[dim]{result.compared:,} labelled rows in {len(result.windows)} windows, "
@@ -124,6 +115,14 @@ def _show(result: ReplayResult, console: Console) -> None:
     if result.advice is not None:
         console.print(escape(f"Recommended: {result.advice.reason}"))
         console.print(escape(result.advice.settings), end="")
+
+
+def _table(*names: str) -> Table:
+    table = Table(*names)
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "left" if column.header == "policy" else "right"
+    return table
 
 
 def _share(value: float | None, sign: str = "") -> str:
