@@ -19,8 +19,10 @@ import homeostat
 import homeostat.replay  # the module, which must not hide the function
 from homeostat import cli
 from homeostat.errors import HomeostatError, ProjectError, SchemaError, TrainingError
-from homeostat.replay.source import Columns, source
-from homeostat.testing import START, drifting_stream
+from homeostat.memory import MemoryJournal
+from homeostat.records import Release
+from homeostat.replay.source import Columns, journalled, source
+from homeostat.testing import START, drifting_stream, label_rows, schema_of, served_rows
 
 DAY = timedelta(days=1)
 WEEK = 7 * DAY
@@ -357,6 +359,64 @@ def test_labels_arrive_when_the_column_says_and_else_one_window_later(tmp_path):
     assert [ages[i] for i in (0, 1, 2, 3)] == [WEEK, 2 * DAY, 2 * DAY, WEEK]
     assert "known" not in found.table.column_names
     assert any("20 rows" in line for line in found.said)
+
+
+class Stored:
+    """The store of one release, of which only the schema is asked."""
+
+    def __init__(self, schema=None):
+        self.schema = schema
+
+    def champion(self):
+        return self.schema and Release("r", 2, {})
+
+    def object(self, release, name):
+        assert name == "schema"
+        return self.schema.to_json().encode()
+
+
+def test_a_journal_comes_back_as_the_frame_that_it_was_made_of():
+    frame = stream(40, shift=0)
+    schema, journal = schema_of(frame), MemoryJournal()
+    rows = served_rows(frame, schema)
+    journal.append(rows)
+    with pytest.raises(HomeostatError, match="no labelled row"):
+        journalled(journal, Stored(schema))
+    known, ids = frame.iloc[:30], rows.column("prediction_id").to_pylist()[:30]
+    came = (known["occurred_at"] + DAY).dt.to_pydatetime()
+    journal.label(label_rows(ids, known["target"].astype(str).tolist(), came))
+    with pytest.raises(HomeostatError, match="no champion"):
+        journalled(journal, Stored())
+    found, target = journalled(journal, Stored(schema))
+    assert target == "target"
+    for name in ("amount", "gap", "target"):
+        np.testing.assert_array_equal(found[name], known[name])
+    for name in ("occurred_at", "member"):
+        assert found[name].tolist() == known[name].tolist()
+    assert (found["labelled_at"] - found["occurred_at"] == DAY).all()
+
+
+def test_the_verb_without_a_file_replays_the_journal(tmp_path, monkeypatch):
+    frame, asked = stream(40, shift=0), {}
+    rooms = {name: sys.modules[f"homeostat.replay{name}"] for name in ("", ".source", ".view")}
+    monkeypatch.setattr(rooms[".source"], "journalled", lambda *_: (frame, "target"))
+    monkeypatch.setattr(rooms[""], "replay", lambda *rows, **how: asked.update(how, rows=rows))
+    monkeypatch.setattr(rooms[".view"], "report", lambda *_, **__: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["replay", "--project", str(tmp_path), "--policies", "never, oracle:3"])
+    assert ended.value.code == 0
+    assert asked["rows"][0] is frame
+    assert (asked["time"], asked["target"]) == ("occurred_at", "target")
+    assert (asked["labelled_at"], asked["every"]) == ("labelled_at", WEEK)
+    assert asked["project"] == tmp_path
+    assert asked["policies"] == ["never", "oracle:3"]
+
+
+@pytest.mark.parametrize("words", [["rows.csv"], ["--time", "at"], ["rows.csv", "--time", "at"]])
+def test_a_file_needs_its_columns_and_the_journal_none(words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["replay", *words])
+    assert ended.value.code == 2
 
 
 def test_naive_times_are_read_in_the_zone_that_is_given(tmp_path):

@@ -32,7 +32,7 @@ from homeostat.replay.model import Work
 from homeostat.replay.policies import BASELINES, Every, Oracle, Ours, Strategy, strategies
 from homeostat.replay.result import Cost, Curve, ReplayResult, Row, summarise
 from homeostat.replay.run import run
-from homeostat.replay.schedules import oracle, scheduled
+from homeostat.replay.schedules import in_hindsight, scheduled
 from homeostat.replay.source import Columns, Source, source
 from homeostat.replay.track import Mark, Scene, Track
 from homeostat.replay.view import Bar
@@ -176,7 +176,7 @@ def _tracks(
     for each in everyone:
         if isinstance(each, Oracle):
             retrains = most[0] if each.retrains is None else each.retrains
-            done[each.name] = oracle(scene, matrix, each.name, retrains, kept)
+            done[each.name] = in_hindsight(scene, matrix, each.name, retrains, kept)
     return [done[each.name] for each in everyone]
 
 

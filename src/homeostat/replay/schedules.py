@@ -52,7 +52,9 @@ def scheduled(scene: Scene, matrix: Matrix, strategy: Never | Every | Evidently)
     return follow(scene, matrix, strategy.name, _plan(matrix, due), mapped=False)
 
 
-def oracle(scene: Scene, matrix: Matrix, name: str, retrains: int, kept: Sequence[Track]) -> Track:
+def in_hindsight(
+    scene: Scene, matrix: Matrix, name: str, retrains: int, kept: Sequence[Track]
+) -> Track:
     """The best way in hindsight, over the rows that all models and the tracks `kept` answered."""
     first = matrix.work.edges[0]
     common = np.all([np.isfinite(track.loss) for track in kept], axis=0)
