@@ -6,22 +6,23 @@ import json
 import math
 import re
 import sys
-from datetime import UTC, datetime, timedelta
+from collections import Counter
+from datetime import UTC, timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import optimize, special
 from sklearn.metrics import log_loss
 
 import homeostat
 import homeostat.replay  # the module, which must not hide the function
 from homeostat import cli
 from homeostat.errors import HomeostatError, ProjectError, SchemaError, TrainingError
-from homeostat.records import Past
-from homeostat.replay.policies import Terms, strategies
-from homeostat.replay.source import Columns, source
-from homeostat.settings import Decide
-from homeostat.testing import START, drifting_stream
+from homeostat.memory import MemoryJournal
+from homeostat.records import Release
+from homeostat.replay.source import Columns, journalled, source
+from homeostat.testing import START, drifting_stream, label_rows, schema_of, served_rows
 
 DAY = timedelta(days=1)
 WEEK = 7 * DAY
@@ -74,11 +75,14 @@ ROW = [
     "gain_kept",
     "oracle_share",
     "retrains",
+    "needless_retrains",
     "recalibrations",
     "promotions",
     "harmful_promotions",
+    "total_regret",
     "cpu_seconds",
     "failed_trainings",
+    "baseline",
 ]
 
 
@@ -112,7 +116,7 @@ def trees(project):
     return project(TREES)
 
 
-POLICIES = ("never", "every:1", "every:4", "homeostat")
+POLICIES = ("never", "every:1", "every:4", "every:4+recalibrate", "homeostat", "oracle")
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +129,10 @@ def by_name(result):
     return {row.policy: row for row in result.rows}
 
 
-def by_hand(frame, project, steps):
-    """Log loss of retraining each `steps` windows on all labelled rows, in plain pandas."""
+def by_hand(frame, project, steps, *, mapped=False):
+    """Log loss of retraining each `steps` windows on all labelled rows, in plain pandas; `mapped`
+    by a map of the four last windows whose labels had come when a window began.
+    """
     script = {}
     exec((project / "src/training/train.py").read_text(), script)
     frame = frame.sort_values("occurred_at")
@@ -135,16 +141,40 @@ def by_hand(frame, project, steps):
     times, first = frame["occurred_at"], frame["occurred_at"].iloc[0]
     share = first + 0.2 * (times.iloc[-1] - first)
     begin = share.floor("D")
-    found, model = [], None
+    found, model, cutoff = [], None, None
     for number in range(math.ceil((times.iloc[-1] - begin + timedelta(microseconds=1)) / WEEK)):
         now = begin + number * WEEK
         if number % steps == 0:
-            model = script["fit"](numbers[times < now - WEEK].copy())
-        rows = numbers[(times >= now) & (times < now + WEEK)]
-        output = model.predict_proba(rows.drop(columns="target"))[:, 1]
-        found.append(pd.DataFrame({"p": output, "y": rows["target"]}))
+            cutoff = now - WEEK
+            model = script["fit"](numbers[times < cutoff].copy())
+
+        def answers(since, until, model=model):
+            rows = numbers[(times >= since) & (times < until)]
+            output = model.predict_proba(rows.drop(columns="target"))[:, 1] if len(rows) else []
+            return pd.DataFrame({"p": output, "y": rows["target"]})
+
+        window = answers(now, now + WEEK)
+        known = answers(max(cutoff, now - 5 * WEEK), now - WEEK)
+        if mapped and len(known):
+            window["p"] = map_by_hand(known, window["p"])
+        found.append(window)
     both = pd.concat(found)
     return log_loss(both["y"], both["p"]), len(both)
+
+
+def map_by_hand(known, asked):
+    """Platt's map by a simplex, with 20/2 · ((scale − 1)² + shift²) as its penalty."""
+
+    def score(theta, p):
+        return special.expit(theta[0] * special.logit(p) + theta[1])
+
+    def objective(theta):
+        fit = log_loss(known["y"], score(theta, known["p"]), normalize=False, labels=[0, 1])
+        return fit + 10 * ((theta[0] - 1) ** 2 + theta[1] ** 2)
+
+    options = {"xatol": 1e-9, "fatol": 1e-12}
+    found = optimize.minimize(objective, [1, 0], method="Nelder-Mead", options=options)
+    return score(found.x, asked)
 
 
 @pytest.mark.parametrize(("policy", "steps"), [("never", 99), ("every:1", 1), ("every:4", 4)])
@@ -155,6 +185,39 @@ def test_a_schedule_comes_to_what_plain_pandas_comes_to(
     value, rows = by_hand(stream(), trees, steps)
     assert by_name[policy].value == pytest.approx(value, rel=1e-9)
     assert result.compared == rows
+
+
+def test_a_recalibrated_schedule_comes_to_what_maps_by_hand_come_to(
+    by_name, trees, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    value, _ = by_hand(stream(), trees, 4, mapped=True)
+    row = by_name["every:4+recalibrate"]
+    assert row.value == pytest.approx(value, rel=1e-7)
+    assert row.value != by_name["every:4"].value
+    assert (row.retrains, row.recalibrations) == (2, 9)
+    assert row.cpu_seconds == by_name["every:4"].cpu_seconds
+
+
+def test_the_oracle_retrains_no_more_than_homeostat_and_is_what_shares_refer_to(result, by_name):
+    best, ours = by_name["oracle"], by_name["homeostat"]
+    assert best.retrains <= ours.retrains
+    assert best.oracle_share == 1
+    never = by_name["never"]
+    assert ours.oracle_share == pytest.approx(
+        (never.value - ours.value) / (never.value - best.value)
+    )
+    assert any("as many as homeostat made" in line for line in result.said)
+
+
+def test_with_more_retrains_the_oracle_beats_every_recalibrated_schedule(trees):
+    names = ("every:2+recalibrate", "every:3+recalibrate", "oracle:0", "oracle:9")
+    found = replayed(stream(), project=trees, policies=names, start=0.4)
+    rows = {row.policy: row for row in found.rows}
+    assert rows["oracle:0"].retrains == 0
+    assert rows["oracle:9"].value < rows["oracle:0"].value
+    for name in names[:2]:
+        assert rows["oracle:9"].value <= rows[name].value
 
 
 def test_policies_are_counted_and_compared_with_never(by_name):
@@ -171,19 +234,38 @@ def test_policies_are_counted_and_compared_with_never(by_name):
     assert (never.gain_kept, weekly.gain_kept) == (0, 1)
 
 
-def test_policies_share_the_fits_of_equal_frames(result, trees):
-    fits = (trees / "fits.txt").read_text().split()
-    assert len(fits) == len(set(fits))
+def test_policies_share_the_fits_of_equal_frames(project):
+    """Two loops and three schedules: a frame is fitted once for either kind."""
+    root = project(TREES)
+    again = "homeostat:growth=0.1"
+    found = replayed(
+        stream(), project=root, policies=("every:1", "every:2", "homeostat", again), start=0.5
+    )
+    fits = Counter((root / "fits.txt").read_text().split())
+    assert max(fits.values()) <= 2
+    rows = {row.policy: row for row in found.rows}
+    assert rows["homeostat"].retrains
+    assert rows[again].value == rows["homeostat"].value
+    assert rows[again].cpu_seconds == rows["homeostat"].cpu_seconds
 
 
 def test_what_a_policy_comes_to_does_not_depend_on_the_others(trees, by_name):
     again = replayed(stream(), project=trees, policies=("homeostat",))
-    (alone,) = again.rows
-    with_never = by_name["homeostat"]
-    assert alone.value == with_never.value
-    assert alone.promotions == with_never.promotions
-    assert alone.relative_gain is None
-    assert alone.gain_kept is None
+    alone = again.rows[0]
+    among = by_name["homeostat"]
+    assert (alone.value, alone.promotions) == (among.value, among.promotions)
+    assert (alone.relative_gain, alone.gain_kept) == (among.relative_gain, among.gain_kept)
+
+
+def test_what_gains_are_measured_against_is_always_there_and_marked(trees):
+    found = replayed(stream(), project=trees, policies=("every:4",), start=0.5)
+    assert [(row.policy, row.baseline) for row in found.rows] == [
+        ("every:4", False),
+        ("never", True),
+        ("every:1", True),
+    ]
+    assert found.advice is None
+    assert any("never and every:1 are what" in line for line in found.said)
 
 
 def test_a_label_that_has_not_arrived_teaches_nothing(trees):
@@ -194,7 +276,7 @@ def test_a_label_that_has_not_arrived_teaches_nothing(trees):
     found = replayed(
         frame, labelled_at="known", start=0.25, project=trees, policies=("never", "every:2")
     )
-    never, every = found.rows
+    never, every, _ = found.rows
     assert every.promotions > 1
     assert every.value == never.value
 
@@ -206,11 +288,11 @@ def test_the_gate_keeps_out_the_bad_model_that_a_schedule_releases(project):
         project=project(SABOTAGED),
         policies=("every:4", "homeostat"),
     )
-    schedule, gated = found.rows
+    schedule, gated, *_ = found.rows
     assert schedule.harmful_promotions >= 1
     assert gated.retrains >= 1
     assert gated.promotions == 0
-    harmful = [p.at for p in found.curves[0].promotions if p.harmful]
+    harmful = [mark.at for mark in found.curves[0].marks if mark.harmful]
     assert harmful
     assert set(harmful) <= {window.start for window in found.windows}
 
@@ -221,7 +303,7 @@ def test_numbers_are_scored_by_rmse_and_refused_rows_are_left_out(project):
     early = frame["occurred_at"] < START + 30 * DAY
     frame["gap"] = frame["gap"].mask(early & frame["gap"].isna(), 0.0)
     found = replayed(frame, start="2025-01-26", project=project(NUMBERS), policies=("never",))
-    (row,) = found.rows
+    row = found.rows[0]
     later = frame[frame["occurred_at"] >= pd.Timestamp("2025-01-26", tz=UTC)]
     assert found.compared == later["gap"].notna().sum() < len(later)
     assert row.metric == "rmse"
@@ -233,12 +315,11 @@ def test_the_table_the_json_and_the_picture_tell_the_same(result, tmp_path):
     table = result.table
     assert list(table.index) == list(POLICIES)
     read = json.loads(result.to_json())
-    assert [list(row) for row in read] == [ROW] * 4
+    assert [list(row) for row in read] == [ROW] * len(POLICIES)
     assert [row["value"] for row in read] == table["value"].tolist()
-    assert all(row["oracle_share"] is None and row["recalibrations"] == 0 for row in read)
     result.plot(tmp_path / "replay.png")
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
-    assert [len(curve.values) for curve in result.curves] == [len(result.windows)] * 4
+    assert [len(curve.values) for curve in result.curves] == [len(result.windows)] * len(POLICIES)
 
 
 def test_the_command_line_uses_the_default_learner_and_says_so(tmp_path, capsys):
@@ -253,7 +334,7 @@ def test_the_command_line_uses_the_default_learner_and_says_so(tmp_path, capsys)
     told = " ".join(capsys.readouterr().out.split())
     assert "default learner" in told
     assert "at carries no zone and is read in UTC" in told
-    assert re.search(r"never │ +\d\.\d+ │ +\+0\.0% │", told)
+    assert re.search(r"never │ +\d\.\d+ │ +\+0\.0% │ +(0\.0%|–) │ +– │ +0\.0% │", told)
     written = json.loads((tmp_path / "found" / "replay.json").read_text())
     assert [row["policy"] for row in written] == ["never", "every:1"]
     assert (tmp_path / "found" / "replay.png").stat().st_size > 1_000
@@ -280,6 +361,64 @@ def test_labels_arrive_when_the_column_says_and_else_one_window_later(tmp_path):
     assert any("20 rows" in line for line in found.said)
 
 
+class Stored:
+    """The store of one release, of which only the schema is asked."""
+
+    def __init__(self, schema=None):
+        self.schema = schema
+
+    def champion(self):
+        return self.schema and Release("r", 2, {})
+
+    def object(self, release, name):
+        assert name == "schema"
+        return self.schema.to_json().encode()
+
+
+def test_a_journal_comes_back_as_the_frame_that_it_was_made_of():
+    frame = stream(40, shift=0)
+    schema, journal = schema_of(frame), MemoryJournal()
+    rows = served_rows(frame, schema)
+    journal.append(rows)
+    with pytest.raises(HomeostatError, match="no labelled row"):
+        journalled(journal, Stored(schema))
+    known, ids = frame.iloc[:30], rows.column("prediction_id").to_pylist()[:30]
+    came = (known["occurred_at"] + DAY).dt.to_pydatetime()
+    journal.label(label_rows(ids, known["target"].astype(str).tolist(), came))
+    with pytest.raises(HomeostatError, match="no champion"):
+        journalled(journal, Stored())
+    found, target = journalled(journal, Stored(schema))
+    assert target == "target"
+    for name in ("amount", "gap", "target"):
+        np.testing.assert_array_equal(found[name], known[name])
+    for name in ("occurred_at", "member"):
+        assert found[name].tolist() == known[name].tolist()
+    assert (found["labelled_at"] - found["occurred_at"] == DAY).all()
+
+
+def test_the_verb_without_a_file_replays_the_journal(tmp_path, monkeypatch):
+    frame, asked = stream(40, shift=0), {}
+    rooms = {name: sys.modules[f"homeostat.replay{name}"] for name in ("", ".source", ".view")}
+    monkeypatch.setattr(rooms[".source"], "journalled", lambda *_: (frame, "target"))
+    monkeypatch.setattr(rooms[""], "replay", lambda *rows, **how: asked.update(how, rows=rows))
+    monkeypatch.setattr(rooms[".view"], "report", lambda *_, **__: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["replay", "--project", str(tmp_path), "--policies", "never, oracle:3"])
+    assert ended.value.code == 0
+    assert asked["rows"][0] is frame
+    assert (asked["time"], asked["target"]) == ("occurred_at", "target")
+    assert (asked["labelled_at"], asked["every"]) == ("labelled_at", WEEK)
+    assert asked["project"] == tmp_path
+    assert asked["policies"] == ["never", "oracle:3"]
+
+
+@pytest.mark.parametrize("words", [["rows.csv"], ["--time", "at"], ["rows.csv", "--time", "at"]])
+def test_a_file_needs_its_columns_and_the_journal_none(words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["replay", *words])
+    assert ended.value.code == 2
+
+
 def test_naive_times_are_read_in_the_zone_that_is_given(tmp_path):
     frame = stream(60, shift=0)
     frame["occurred_at"] = frame["occurred_at"].dt.tz_localize(None)
@@ -296,6 +435,10 @@ def test_naive_times_are_read_in_the_zone_that_is_given(tmp_path):
         ({"policies": ("every:0",)}, HomeostatError, "after how many steps"),
         ({"policies": ("every:x",)}, HomeostatError, "after how many steps"),
         ({"policies": ("never:2",)}, HomeostatError, "takes no '2'"),
+        ({"policies": ("every:2+magic",)}, HomeostatError, "adds 'magic'"),
+        ({"policies": ("oracle:x",)}, HomeostatError, "how often it may retrain"),
+        ({"policies": ("homeostat:growth=much",)}, HomeostatError, "is no rule: growth"),
+        ({"policies": ("homeostat:luck=1",)}, HomeostatError, "is no rule: luck"),
         ({"policies": ("never", "never")}, HomeostatError, "named twice"),
         ({"policies": ()}, HomeostatError, "no policy is named"),
         ({"every": "a week"}, HomeostatError, "no length of time"),
@@ -337,14 +480,3 @@ def test_the_public_name_can_be_called_though_a_module_has_it_too():
     assert homeostat.replay is sys.modules["homeostat.replay"]
     with pytest.raises(SchemaError):
         homeostat.replay([], time="t", target="y", every="7d")
-
-
-def test_a_schedule_is_due_by_time_and_depends_on_nothing_else():
-    terms = Terms(datetime(2025, 1, 1, tzinfo=UTC), WEEK, Decide())
-    (every,) = strategies(("every:4",), terms)
-    assert not every.gated
-    due = [every.policy(None, Past(), terms.start + k * WEEK).action for k in range(6)]
-    assert due == ["hold"] * 4 + ["retrain"] * 2
-    trained = Past(last_training=terms.start + 4 * WEEK)
-    assert every.policy(None, trained, terms.start + 7 * WEEK).action == "hold"
-    assert every.policy(None, trained, terms.start + 8 * WEEK).action == "retrain"

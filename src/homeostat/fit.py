@@ -165,7 +165,7 @@ def _trained(job: Job, frame: pd.DataFrame, schema: Schema) -> tuple[bytes, floa
 def score(model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None) -> pa.Table:
     """The journal's columns of a prediction for each row, by verified model bytes."""
     chosen = None if calibrator is None else Calibrator.from_json(calibrator)
-    return Scorer(_unpickled(model), schema, chosen).score(rows)
+    return Scorer(unpickled(model), schema, chosen).score(rows)
 
 
 def query(model: bytes, golden: bytes, schema: bytes, calibrator: bytes | None) -> Queried:
@@ -214,7 +214,8 @@ def _own_version() -> Iterator[None]:
 
 
 @lru_cache(maxsize=2)
-def _unpickled(model: bytes) -> Any:
+def unpickled(model: bytes) -> Any:
+    """The estimator in bytes that were verified, or were made by this process."""
     return pickle.loads(model)  # noqa: S301 - the caller verified the bytes, or made them
 
 

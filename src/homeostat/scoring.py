@@ -18,6 +18,7 @@ from homeostat.errors import SchemaError
 from homeostat.schema import Schema, Target
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
     Floats: TypeAlias = NDArray[np.float64]
@@ -72,10 +73,13 @@ class Scorer:
         model; the probabilities, shape (rows, classes), of a multiclass one; the value, shape
         (rows,), of a regression. Raises SchemaError when the model yields anything not finite.
         """
+        return self.answers(self.schema.frame(features))
+
+    def answers(self, frame: pd.DataFrame) -> Floats:
+        """As `output`, of the features as `Schema.frame` gives them."""
         target = self.schema.target
-        if not features.num_rows:  # estimators refuse an empty frame
+        if not len(frame):  # estimators refuse an empty frame
             return np.empty((0, len(target.classes)) if target.task == "multiclass" else 0)
-        frame = self.schema.frame(features)
         if target.task == "regression":
             raw = np.asarray(self.estimator.predict(frame), dtype=float).reshape(len(frame))
         else:

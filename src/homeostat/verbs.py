@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -185,10 +186,16 @@ def quarantine(
 
 
 def replay(
-    data: Annotated[Path, typer.Argument(help="CSV or Parquet of labelled rows.")],
-    time: Annotated[str, typer.Option(help="Column of the event time.")],
-    target: Annotated[str, typer.Option(help="Column to predict.")],
-    every: Annotated[str, typer.Option(help="Length of a window, for example 7d.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="CSV or Parquet of labelled rows; the project's journal if left out."),
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Column of the event time, with DATA.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict, with DATA.")] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(help="Length of a window, for example 7d; the journal's: monitor.window."),
+    ] = None,
     labelled_at: Annotated[
         str | None, typer.Option(help="Column that says when the label came; else one window on.")
     ] = None,
@@ -202,27 +209,46 @@ def replay(
         str | None, typer.Option(help="Zone in which naive times are read; UTC if unset.")
     ] = None,
     policies: Annotated[
-        str, typer.Option(help="Of never, every:K and homeostat.")
-    ] = "never,every:4,homeostat",
+        str,
+        typer.Option(
+            help="Of never, every:K, every:K+recalibrate, evidently, homeostat, "
+            "homeostat:NAME=VALUE+… (of the section decide), oracle and oracle:N."
+        ),
+    ] = "never,every:4,every:4+recalibrate,homeostat,oracle",
     start: Annotated[
         str, typer.Option(help="When the first model trains: a share of the time, or a time.")
     ] = "0.2",
     project: Annotated[
         Path | None, typer.Option("--project", "-p", help="Fit as this project does.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for replay.json and .png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for replay.json, .png and recommended.toml.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What a policy would have done on one's own history, beside never and a plain schedule."""
     from homeostat.draft import read_file
     from homeostat.replay import replay as run
+    from homeostat.replay.source import journalled
     from homeostat.replay.view import report
 
+    length: str | timedelta
+    if data is None:
+        if time or target or labelled_at:
+            raise typer.BadParameter("--time, --target and --labelled-at describe DATA.")
+        here = load_project(project or HERE)
+        frame, target = journalled(here.journal, here.releases)
+        time, labelled_at, project = "occurred_at", "labelled_at", here.root
+        length = every or here.settings.monitor.window
+    elif time and target and every:
+        frame, length = read_file(data), every
+    else:
+        raise typer.BadParameter("DATA needs --time, --target and --every.")
     result = run(
-        read_file(data),
+        frame,
         time=time,
         target=target,
-        every=every,
+        every=length,
         labelled_at=labelled_at,
         exclude=exclude or (),
         task=task,

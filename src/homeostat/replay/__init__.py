@@ -7,26 +7,35 @@ the champion of that moment, and learned from only when the label had truly arri
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import time as clock
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from homeostat.engines import LocalEngine
-from homeostat.errors import HomeostatError
-from homeostat.records import EPOCH, Window
+from homeostat.errors import HomeostatError, TrainingError
+from homeostat.records import EPOCH, MICROSECOND, Window
 from homeostat.replay.learner import MeteredEngine, Shared
-from homeostat.replay.policies import Terms, strategies
-from homeostat.replay.result import Curve, ReplayResult, Row, summarise
-from homeostat.replay.run import Scene, run
+from homeostat.replay.matrix import ALL, LATE, Children, Matrix
+from homeostat.replay.model import Work
+from homeostat.replay.policies import BASELINES, Every, Oracle, Ours, Strategy, strategies
+from homeostat.replay.result import Cost, Curve, ReplayResult, Row, summarise
+from homeostat.replay.run import run
+from homeostat.replay.schedules import in_hindsight, scheduled
 from homeostat.replay.source import Columns, Source, source
+from homeostat.replay.track import Mark, Scene, Track
+from homeostat.replay.view import Bar
 from homeostat.replay.view import progress as progress_bar
 from homeostat.settings import Duration
 from homeostat.train import ScriptTrainer
@@ -34,9 +43,9 @@ from homeostat.train import ScriptTrainer
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DEFAULT", "Curve", "ReplayResult", "Row", "replay"]
+__all__ = ["DEFAULT", "Curve", "Mark", "ReplayResult", "Row", "replay"]
 
-DEFAULT = ("never", "every:4", "homeostat")
+DEFAULT = ("never", "every:4", "every:4+recalibrate", "homeostat", "oracle")
 """Policies that are compared where none is named."""
 SHARE = 0.2  # of the time that trains the first model
 MOST = 5_000  # windows
@@ -64,34 +73,129 @@ def replay(
     or a moment. Then come windows of the length `every` (a timedelta, or text like '7d'); after
     each of them the loop takes one step. A label counts from its time in `labelled_at` on, or
     `every` after its row where that is not known. `policies` are `never`, `every:K` (retrain at
-    each K-th step on all labelled rows, without a gate) and `homeostat`. With `project`, that
-    project's settings and its `fit` are used, else those that `homeostat init` would write for
-    these rows. Times without a zone are read in `timezone`, else the project's, else UTC.
+    each K-th step on all mature rows, without a gate), `every:K+recalibrate`, `evidently`,
+    `homeostat`, `homeostat:NAME=VALUE+…` (with other settings of the section `decide`), `oracle`
+    and `oracle:N`; `never` and `every:1`, against which gains are measured, are always there. With
+    `project`, that project's settings and its `fit` are used, else those that `homeostat init`
+    would write for these rows. Times without a zone are read in `timezone`, else the project's,
+    else UTC.
 
-    The same frame and arguments give the same result, but for the CPU seconds. Raises
-    HomeostatError, naming the column or argument, and TrainingError or EngineError when the first
-    model cannot be trained.
+    The same frame and arguments give the same result, but for CPU seconds. Raises HomeostatError,
+    naming the column or argument, and TrainingError or EngineError when the first model cannot be
+    trained.
     """
-    length = _length(every)
+    began, length = clock.process_time(), _length(every)
     columns = Columns(time, target, labelled_at, tuple(exclude), task, timezone)
     folder = None if project is None else Path(project)
-    with tempfile.TemporaryDirectory(prefix="homeostat-replay-") as made:
-        found = source(frame, columns, length, project=folder, root=Path(made).resolve())
-        training = found.settings.training
-        with LocalEngine(
-            timeout=training.timeout, memory=training.memory, threads=training.threads
-        ) as engine:
-            scene = _scene(found, MeteredEngine(engine), length, start)
-            terms = Terms(scene.windows[0].start, length, found.settings.decide)
-            chosen = strategies(tuple(policies), terms)
-            with progress_bar(len(chosen), len(scene.windows), shown=progress) as begin:
-                tracks = [run(scene, each, begin(each.name)) for each in chosen]
-            return summarise(scene, tracks, found.said)
+    with tempfile.TemporaryDirectory(prefix="homeostat-replay-") as made, ExitStack() as opened:
+        root = Path(made).resolve()
+        found = source(frame, columns, length, project=folder, root=root)
+        chosen = strategies(tuple(policies), found.settings.decide)
+        engine = MeteredEngine(opened.enter_context(_engine(found)))
+        scene, trainer = _scene(found, engine, length, start)
+        children = Children([opened.enter_context(_engine(found)) for _ in range(_cores())])
+        opened.callback(children.close)
+        with progress_bar(shown=progress) as bar, _first(scene):
+            matrix = _matrix(scene, found, chosen, children, root)
+            tracks = _tracks(scene, matrix, chosen, Shared(trainer, engine, scene.schema), bar)
+        said = [*found.said, *_told(chosen, tracks)]
+        cost = Cost(*_added(matrix, engine.total), rest=clock.process_time() - began)
+        return summarise(scene, tracks, chosen, said, cost)
+
+
+def _engine(found: Source) -> LocalEngine:
+    training = found.settings.training
+    return LocalEngine(timeout=training.timeout, memory=training.memory, threads=training.threads)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _first(scene: Scene) -> Iterator[None]:
+    """After the first training every failure keeps the champion, so that only it raises."""
+    try:
+        yield
+    except TrainingError as error:
+        delay = scene.settings.labels.delay / timedelta(days=1)
+        raise TrainingError(
+            f"the first model cannot be trained on {scene.windows[0].start:%Y-%m-%d}: "
+            f"{error.message}",
+            hint=f"Start later. Rows are learned from when they are {delay:g} days old "
+            "(labels.delay).",
+        ) from error
+
+
+def _matrix(
+    scene: Scene, found: Source, chosen: Sequence[Strategy], children: Children, root: Path
+) -> Matrix:
+    """The matrix with its first model."""
+    rows = root / "rows.arrow"
+    with pa.OSFile(str(rows), "wb") as sink, pa.ipc.new_file(sink, scene.rows.schema) as writer:
+        writer.write_table(scene.rows)
+    settings = scene.settings
+    work = Work(
+        rows=rows,
+        schema=scene.schema,
+        script=found.script,
+        project=settings.project,
+        training=settings.training,
+        block=settings.monitor.block,
+        starts=tuple((window.start - EPOCH) // MICROSECOND for window in scene.windows),
+        edges=tuple(scene.edges),
+        delay=settings.labels.delay // MICROSECOND,
+        every=scene.windows[0].length // MICROSECOND,
+    )
+    maps = any(isinstance(s, Oracle) or (isinstance(s, Every) and s.recalibrate) for s in chosen)
+    return Matrix(work, children, root, maps)
+
+
+def _tracks(
+    scene: Scene, matrix: Matrix, chosen: Sequence[Strategy], shared: Shared, bar: Bar
+) -> list[Track]:
+    """The way of each policy, in order, and then of the baselines that are not among them.
+
+    The loops run while the children fit the matrix; the oracle waits for all of them.
+    """
+    everyone = [*chosen, *(each for each in BASELINES if each not in chosen)]
+    names = (ALL, LATE) if any(isinstance(each, Oracle) for each in chosen) else (ALL,)
+    models = matrix.begin(scene.rows, names, bar.tick)
+    loops = [each for each in everyone if isinstance(each, Ours)]
+    bar.expect(models + len(loops) * len(scene.windows))
+    done: dict[str, Track] = {}
+    for ours in loops:
+        bar.say(ours.name)
+        done[ours.name] = run(scene, shared, ours, bar.tick)
+    bar.say("models")
+    for each in everyone:
+        if not isinstance(each, Ours | Oracle):
+            done[each.name] = scheduled(scene, matrix, each)
+    most = [done[each.name].retrains for each in loops or everyone if each.name in done]
+    kept = list(done.values())
+    for each in everyone:
+        if isinstance(each, Oracle):
+            retrains = most[0] if each.retrains is None else each.retrains
+            done[each.name] = in_hindsight(scene, matrix, each.name, retrains, kept)
+    return [done[each.name] for each in everyone]
+
+
+def _told(chosen: Sequence[Strategy], tracks: Sequence[Track]) -> Iterator[str]:
+    """What the reader of a table with an oracle must know."""
+    if any(isinstance(each, Oracle) and each.retrains is None for each in chosen):
+        ours = next((each for each in chosen if isinstance(each, Ours)), chosen[0])
+        most = next(track.retrains for track in tracks if track.policy == ours.name)
+        yield f"oracle: at most {most} retrains, as many as {ours.name} made."
+
+
+def _added(matrix: Matrix, loop: float) -> tuple[float, float, float]:
+    fits, scores, maps = matrix.seconds
+    return fits + loop, scores, maps
 
 
 def _scene(
     found: Source, engine: MeteredEngine, every: timedelta, start: float | datetime | str
-) -> Scene:
+) -> tuple[Scene, ScriptTrainer]:
     trainer = ScriptTrainer(
         engine,
         script=found.script,
@@ -114,8 +218,8 @@ def _scene(
     windows = tuple(Window(begin + i * every, begin + (i + 1) * every) for i in range(count))
     rows = trainer.rows_of(found.table, schema, begin)
     order = [("occurred_at", "ascending"), ("prediction_id", "ascending")]
-    shared = Shared(trainer, engine, schema)
-    return Scene(rows.sort_by(order).combine_chunks(), found.settings, windows, shared)
+    rows = rows.sort_by(order).combine_chunks()
+    return Scene(rows, found.settings, schema, windows), trainer
 
 
 def _length(every: timedelta | str) -> timedelta:

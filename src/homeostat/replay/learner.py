@@ -24,7 +24,7 @@ from homeostat.errors import TrainingError
 from homeostat.records import Candidate, Queried
 from homeostat.rowhash import frame_hash
 from homeostat.schema import SYSTEM, Schema
-from homeostat.scoring import row_losses
+from homeostat.scoring import Calibrator, outputs, row_losses, tabulate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,15 +36,16 @@ T = TypeVar("T")
 
 
 class MeteredEngine:
-    """An `Engine` that knows the CPU seconds of the last call, all threads of the child."""
+    """An `Engine` that knows the CPU seconds of the last call and of all calls, all threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.seconds = 0.0
+        self.seconds = self.total = 0.0
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         metered: _Metered[T] = _Metered(function)
         result, self.seconds = self._engine.run(metered, *args, **kwargs)
+        self.total += self.seconds
         return result
 
     def close(self) -> None:
@@ -81,45 +82,63 @@ class Shared:
     trainer: Trainer
     engine: MeteredEngine
     schema: Schema
-    fits: dict[tuple[str, str], tuple[Candidate, float]] = field(default_factory=dict)
-    answers: dict[tuple[str, int], Served] = field(default_factory=dict)
+    fits: dict[tuple[str, str, bool], tuple[Candidate, float]] = field(default_factory=dict)
+    answers: dict[tuple[bytes, bytes, int], Served] = field(default_factory=dict)
 
     def fit(
-        self, rows: pa.Table, schema: Schema, *, cutoff: datetime, as_of: datetime
+        self, rows: pa.Table, schema: Schema, *, cutoff: datetime, as_of: datetime, trial: bool
     ) -> tuple[Candidate, float]:
         """A candidate without parent, and the CPU seconds of its fit."""
         if not rows.num_rows:
             raise TrainingError("no row has a label that is old enough to be learned from.")
-        key = frame_hash(rows, schema), schema.to_json()
+        key = frame_hash(rows, schema), schema.to_json(), trial
         if key not in self.fits:
-            made = self.trainer.fit(rows, schema, cutoff=cutoff, as_of=as_of, parent=None)
+            made = self.trainer.fit(
+                rows, schema, cutoff=cutoff, as_of=as_of, parent=None, trial=trial
+            )
             self.fits[key] = made, self.engine.seconds
         candidate, seconds = self.fits[key]
         training = replace(candidate.training, cutoff=cutoff, as_of=as_of)
         return replace(candidate, training=training), seconds
 
     def serve(self, held: Mapping[str, bytes], number: int, rows: pa.Table) -> Served:
-        """How the release with these objects answers `rows`, which are window `number`."""
-        digest = hashlib.sha256()
-        for name in ("model", "schema", "calibrator"):
-            digest.update(hashlib.sha256(held.get(name, b"")).digest())
-        key = digest.hexdigest(), number
+        """How the release with these objects answers `rows`, which are window `number`.
+
+        A model answers a window once, whatever maps its answers.
+        """
+        model, schema = (hashlib.sha256(held[name]).digest() for name in ("model", "schema"))
+        key = model, schema, number
         if key not in self.answers:
             self.answers[key] = self._served(held, rows)
-        return self.answers[key]
+        bare = self.answers[key]
+        return self._mapped(bare, held["calibrator"], rows) if "calibrator" in held else bare
 
     def _served(self, held: Mapping[str, bytes], rows: pa.Table) -> Served:
         schema = Schema.from_json(held["schema"])
         refused, refusals = _refused(rows, schema)
         taken = rows.filter(pa.array(~refused))
-        loss = np.full(rows.num_rows, np.nan)
         scores = _UNSCORED
         if taken.num_rows:
-            scores = self.trainer.score(held["model"], taken, schema, held.get("calibrator"))
-            known = pc.is_valid(taken.column("label"))
-            found = row_losses(scores.filter(known), taken.filter(known), schema)
-            loss[np.flatnonzero(~refused)[known.to_numpy()]] = found
-        return Served(~refused, scores, loss, refusals)
+            scores = self.trainer.score(held["model"], taken, schema)
+        return Served(~refused, scores, _loss(~refused, scores, rows, schema), refusals)
+
+    def _mapped(self, bare: Served, calibrator: bytes, rows: pa.Table) -> Served:
+        if not bare.scores.num_rows:
+            return bare
+        target = self.schema.target
+        output = Calibrator.from_json(calibrator).apply(outputs(bare.scores, target), target)
+        scores = tabulate(output, target)
+        return replace(bare, scores=scores, loss=_loss(bare.answered, scores, rows, self.schema))
+
+
+def _loss(answered: NDArray[np.bool_], scores: pa.Table, rows: pa.Table, schema: Schema) -> Floats:
+    """Of every row; NaN where it was refused or has no label."""
+    loss = np.full(rows.num_rows, np.nan)
+    taken = rows.filter(pa.array(answered))
+    known = pc.is_valid(taken.column("label"))
+    found = row_losses(scores.filter(known), taken.filter(known), schema)
+    loss[np.flatnonzero(answered)[known.to_numpy()]] = found
+    return loss
 
 
 _UNSCORED = pa.schema(
@@ -169,9 +188,9 @@ class PolicyTrainer:
         cutoff: datetime,
         as_of: datetime,
         parent: str | None,
-        trial: bool = False,  # noqa: ARG002 - fits are shared, and some other turn may release it
+        trial: bool = False,
     ) -> Candidate:
-        candidate, seconds = self._shared.fit(rows, schema, cutoff=cutoff, as_of=as_of)
+        candidate, seconds = self._shared.fit(rows, schema, cutoff=cutoff, as_of=as_of, trial=trial)
         if candidate.training.sha256 not in self._paid:
             self._paid.add(candidate.training.sha256)
             self.cpu_seconds += seconds if parent else 0.0

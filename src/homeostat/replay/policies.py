@@ -1,41 +1,74 @@
 """The policies that a replay can compare, each a value in one table.
 
-Takes a policy's name as it is written on the command line and the terms of the replay. Gives a
-`Strategy`: what the loop is handed to decide by, and whether its gate judges.
+Takes a policy's name as it is written on the command line and the project's rule of decisions.
+Gives a `Strategy`: a plain schedule over models that are fitted once for all, or the rule by which
+the loop itself decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from typing import TypeAlias
 
-from homeostat import decide
-from homeostat.contracts import Policy
+from pydantic import ValidationError
+
 from homeostat.errors import HomeostatError
-from homeostat.records import Action, Decision, Evidence, Past
 from homeostat.settings import Decide
 
-WAYS = "never, every:K (K steps), homeostat"
+WAYS = (
+    "never, every:K and every:K+recalibrate (K steps), evidently, homeostat (or "
+    "homeostat:NAME=VALUE+NAME=VALUE, names of the settings' section decide), oracle (or oracle:N, "
+    "N retrains)"
+)
+RECALIBRATE = "recalibrate"
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What a policy may know of the replay."""
+class Never:
+    """Keeps the first model."""
 
-    start: datetime  # when the first model was trained
-    every: timedelta  # length of a step
-    decide: Decide
+    name: str = "never"
 
 
 @dataclass(frozen=True, slots=True)
-class Strategy:
+class Every:
+    """Retrains at each K-th step on all mature rows, without a gate."""
+
     name: str
-    policy: Policy
-    gated: bool  # False: whatever was trained, on all rows that have a label, is promoted
+    steps: int
+    recalibrate: bool = False  # a map before each window, of the windows that were known by then
 
 
-def strategies(names: tuple[str, ...], terms: Terms) -> tuple[Strategy, ...]:
+@dataclass(frozen=True, slots=True)
+class Evidently:
+    """Retrains, without a gate, whenever Evidently calls the data set drifted."""
+
+    name: str = "evidently"
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """The loop itself, by this rule."""
+
+    name: str
+    rule: Decide
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """The best schedule in hindsight; None: with as many retrains as `homeostat` makes."""
+
+    name: str
+    retrains: int | None = None
+
+
+Strategy: TypeAlias = Never | Every | Evidently | Ours | Oracle
+BASELINES = Never(), Every("every:1", 1)
+"""What every policy is measured against: no gain at all, and that of retraining at each step."""
+
+
+def strategies(names: tuple[str, ...], rule: Decide) -> tuple[Strategy, ...]:
     """One strategy for each name, in order. Raises HomeostatError for a name that is none."""
     if not names:
         raise HomeostatError("no policy is named.", hint=f"Policies are {WAYS}.")
@@ -46,53 +79,64 @@ def strategies(names: tuple[str, ...], terms: Terms) -> tuple[Strategy, ...]:
         kind, _, argument = name.partition(":")
         if kind not in POLICIES:
             raise HomeostatError(f"{name!r} is no policy.", hint=f"Policies are {WAYS}.")
-        made.append(POLICIES[kind](argument, terms))
+        made.append(POLICIES[kind](argument, rule))
     return tuple(made)
 
 
-def _never(argument: str, terms: Terms) -> Strategy:  # noqa: ARG001 - one form for the table
+def _never(argument: str, rule: Decide) -> Strategy:  # noqa: ARG001 - one form for the table
     _no_argument("never", argument)
-    return Strategy("never", _hold, gated=True)
+    return Never()
 
 
-def _every(argument: str, terms: Terms) -> Strategy:
-    if not argument.isdecimal() or not 1 <= int(argument) <= 10_000:
+def _every(argument: str, rule: Decide) -> Strategy:  # noqa: ARG001 - as above
+    count, plus, remedy = argument.partition("+")
+    if not count.isdecimal() or not 1 <= int(count) <= 10_000:
         raise HomeostatError(
             f"'every:{argument}' does not say after how many steps to retrain.",
             hint="Write every:4 to retrain at every fourth step.",
         )
-    policy = _Every(terms.start, int(argument) * terms.every)
-    return Strategy(f"every:{int(argument)}", policy, gated=False)
+    if plus and remedy != RECALIBRATE:
+        raise HomeostatError(f"'every:{argument}' adds {remedy!r}.", hint=f"Add +{RECALIBRATE}.")
+    return Every(f"every:{int(count)}{plus}{remedy}", int(count), bool(plus))
 
 
-def _homeostat(argument: str, terms: Terms) -> Strategy:
-    _no_argument("homeostat", argument)
-    return Strategy("homeostat", decide.policy(terms.decide), gated=True)
+def _evidently(argument: str, rule: Decide) -> Strategy:  # noqa: ARG001 - as above
+    _no_argument("evidently", argument)
+    return Evidently()
 
 
-POLICIES: Mapping[str, Callable[[str, Terms], Strategy]] = {
+def _homeostat(argument: str, rule: Decide) -> Strategy:
+    if not argument:
+        return Ours("homeostat", rule)
+    given = dict(part.partition("=")[::2] for part in argument.split("+"))
+    try:
+        rule = Decide.model_validate({**rule.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise HomeostatError(
+            f"'homeostat:{argument}' is no rule: {field}: {first['msg']}.",
+            hint="Write homeostat:growth=0.2+cooldown=14d, with names of the section decide.",
+        ) from None
+    return Ours(f"homeostat:{argument}", rule.model_copy(update={"mode": "auto"}))
+
+
+def _oracle(argument: str, rule: Decide) -> Strategy:  # noqa: ARG001 - as above
+    if argument and not argument.isdecimal():
+        raise HomeostatError(
+            f"'oracle:{argument}' does not say how often it may retrain.",
+            hint="Write oracle:5, or oracle for as many retrains as homeostat makes.",
+        )
+    return Oracle(f"oracle:{int(argument)}", int(argument)) if argument else Oracle("oracle")
+
+
+POLICIES: Mapping[str, Callable[[str, Decide], Strategy]] = {
     "never": _never,
     "every": _every,
+    "evidently": _evidently,
     "homeostat": _homeostat,
+    "oracle": _oracle,
 }
-
-
-def _hold(evidence: Evidence, past: Past, now: datetime) -> Decision:  # noqa: ARG001 - a Policy
-    return Decision(Action.HOLD, "never", "This policy never retrains.")
-
-
-@dataclass(frozen=True, slots=True)
-class _Every:
-    """Retrains on a schedule, whatever the window shows."""
-
-    start: datetime
-    length: timedelta
-
-    def __call__(self, evidence: Evidence, past: Past, now: datetime) -> Decision:  # noqa: ARG002 - a Policy
-        due = (past.last_training or self.start) + self.length
-        if now < due:
-            return Decision(Action.HOLD, "schedule", f"The next training is due on {due}.")
-        return Decision(Action.RETRAIN, "schedule", "The schedule says so.")
 
 
 def _no_argument(name: str, argument: str) -> None:

@@ -11,13 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from homeostat.errors import HomeostatError
-from homeostat.records import Window
-from homeostat.replay.run import Promotion, Scene, Track
+from homeostat.records import Interval, Window
+from homeostat.replay import plot
+from homeostat.replay.advice import Advice, advised
+from homeostat.replay.policies import BASELINES, Ours, Strategy
+from homeostat.replay.track import Mark, Scene, Track
 from homeostat.stats import BlockMean, block_keys
 
 if TYPE_CHECKING:
@@ -27,9 +30,10 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Mask = NDArray[np.bool_]
 
-LEAST_GAIN = 0.01  # of plain retraining over never, below which no share of it is formed
+LEAST_GAIN = 0.01  # over never, under which no share of a gain is formed
 ERRORS = 2  # standard errors by which that gain must differ from 0
 NAMES = {"log_loss": "log loss", "rmse": "RMSE"}
+NEVER, PLAIN = (each.name for each in BASELINES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,18 @@ class Row:
     policy: str
     metric: str  # log_loss or rmse
     value: float  # over all compared rows; smaller is better
-    relative_gain: float | None  # 1 − value ÷ that of `never`
+    relative_gain: float  # 1 − value ÷ that of `never`
     gain_kept: float | None  # share of the gain of `every:1` over `never`
     oracle_share: float | None  # share of what the best schedule in hindsight gains
     retrains: int  # challengers trained, promoted or not
-    recalibrations: int
-    promotions: int
+    needless_retrains: int  # those that did not help
+    recalibrations: int  # maps that were released
+    promotions: int  # of whatever kind, the first release apart
     harmful_promotions: int
+    total_regret: float  # loss that promotions added, as a share of the policy's whole loss
     cpu_seconds: float  # of all trainings but the first
     failed_trainings: int
+    baseline: bool  # what the others are measured against, asked for or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +63,31 @@ class Curve:
 
     policy: str
     values: tuple[float | None, ...]  # the metric in each window; None without a label
-    promotions: tuple[Promotion, ...]
+    marks: tuple[Mark, ...]  # every remedy that was tried
+    gain: Interval  # mean loss of `never` − its own, by blocks of rows that are alike
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """CPU seconds of a replay, all processes that fitted and the one that led."""
+
+    fits: float  # of the user's `fit` and what a release takes from it
+    scores: float  # of answering rows in the children of the matrix
+    maps: float  # of calibrators there
+    rest: float  # of the leading process: the loop with its looks, and all else
 
 
 @dataclass(frozen=True)
 class ReplayResult:
     """A table, a picture and a JSON document; `said` tells what was assumed."""
 
-    rows: tuple[Row, ...]  # one for each policy, in the order asked for
+    rows: tuple[Row, ...]  # one for each policy, in the order asked for, and the baselines
     curves: tuple[Curve, ...]
     windows: tuple[Window, ...]
     compared: int  # labelled rows that every policy answered
     said: tuple[str, ...]
+    advice: Advice | None  # settings to take from here; None where `homeostat` was not compared
+    cost: Cost
 
     @property
     def table(self) -> pd.DataFrame:
@@ -81,61 +101,49 @@ class ReplayResult:
         return json.dumps([asdict(row) for row in self.rows], indent=1, allow_nan=False) + "\n"
 
     def plot(self, path: Path | str) -> None:
-        """Write a PNG: the metric by window for each policy, promotions marked.
+        """Write a PNG: the metric by window for each policy, and each remedy that was tried.
 
         Raises HomeostatError where Matplotlib is missing.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise HomeostatError(
-                "the picture needs Matplotlib.", hint="pip install 'homeostat[demo]'"
-            ) from None
-        figure = Figure(figsize=(11, 5), layout="constrained")
-        axes = figure.add_subplot()
-        starts = np.asarray([w.start.replace(tzinfo=None) for w in self.windows], "datetime64[us]")
-        for curve in self.curves:
-            values = [math.nan if value is None else value for value in curve.values]
-            faded = curve.policy == "never"
-            color = "#999999" if faded else None
-            (line,) = axes.plot(starts, values, label=curve.policy, color=color, lw=1.6)
-            _mark(axes, curve, self.windows, values, line.get_color())
-        axes.set_ylabel(f"{NAMES[self.rows[0].metric]} by window")
-        axes.set_title("The same rows under each policy; dots are promotions, crosses harmful ones")
-        axes.legend(loc="best", frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(path, dpi=130, format="png")
+        starts = [window.start for window in self.windows]
+        lines = [plot.Line(c.policy, c.values, c.marks, c.policy == NEVER) for c in self.curves]
+        plot.draw(path, starts, lines, NAMES[self.rows[0].metric])
 
 
-def _mark(
-    axes: Any, curve: Curve, windows: Sequence[Window], values: Sequence[float], color: Any
-) -> None:
-    """A dot or a cross on the first window that a promoted model served."""
-    starts = [window.start for window in windows]
-    for harmful, marker in ((False, "o"), (True, "X")):
-        at = [starts.index(p.at) for p in curve.promotions if p.harmful is harmful]
-        places = [np.datetime64(starts[i].replace(tzinfo=None), "us") for i in at]
-        heights = [values[i] for i in at]
-        axes.plot(places, heights, marker, color=color, ms=6 + 4 * harmful)
+def summarise(
+    scene: Scene,
+    tracks: Sequence[Track],
+    strategies: Sequence[Strategy],
+    said: Sequence[str],
+    cost: Cost,
+) -> ReplayResult:
+    """The result of all tracks, those of the baselines among them, in the order of `strategies`.
 
-
-def summarise(scene: Scene, tracks: Sequence[Track], said: Sequence[str]) -> ReplayResult:
-    """The result of all tracks. Raises HomeostatError where no row can be compared."""
+    Raises HomeostatError where no row can be compared.
+    """
     common: Mask = np.all([np.isfinite(track.loss) for track in tracks], axis=0)
     if not common.any():
         raise HomeostatError(
             "no row after the first training has a label, so nothing can be compared.",
             hint="Start earlier, or bring rows with labels.",
         )
-    task = scene.shared.schema.target.task
-    metric = "rmse" if task == "regression" else "log_loss"
     losses = {track.policy: track.loss[common] for track in tracks}
+    gains = _gains(scene, losses, common)
+    metric = "rmse" if scene.regression else "log_loss"
     values = {name: _metric(loss, metric) for name, loss in losses.items()}
-    plain = _plain_gain(scene, losses, common)
-    rows = tuple(_row(track, metric, values, plain) for track in tracks)
-    curves = tuple(_curve(scene, track, common, metric) for track in tracks)
-    notes = (*said, *(note for track in tracks for note in _notes(track)))
-    return ReplayResult(rows, curves, scene.windows, int(common.sum()), notes)
+    formed = {name for name, gain in gains.items() if _counts(gain, float(losses[NEVER].mean()))}
+    asked = {strategy.name for strategy in strategies}
+    oracle = next((n for n in values if n.partition(":")[0] == "oracle" and n in formed), None)
+    of = {PLAIN: PLAIN if PLAIN in formed else None, "oracle": oracle}
+    rows = tuple(_row(track, metric, values, losses, of) for track in tracks)
+    curves = tuple(_curve(scene, track, common, metric, gains[track.policy]) for track in tracks)
+    notes = [*said, *(note for track in tracks for note in _notes(track))]
+    added = [track.policy for track in tracks if track.policy not in asked]
+    if added:
+        notes.append(f"{' and '.join(added)} are what the others are measured against.")
+    rules = {each.name: each.rule for each in strategies if isinstance(each, Ours)}
+    advice = advised(scene, rules, rows, {name: gains[name] for name in rules}) if rules else None
+    return ReplayResult(rows, curves, scene.windows, int(common.sum()), tuple(notes), advice, cost)
 
 
 def _metric(loss: Floats, metric: str) -> float:
@@ -144,42 +152,51 @@ def _metric(loss: Floats, metric: str) -> float:
     return math.sqrt(mean) if metric == "rmse" else mean
 
 
-def _plain_gain(scene: Scene, losses: Mapping[str, Floats], common: Mask) -> bool:
-    """Whether plain retraining at every step gains enough over never for a share to be formed.
-
-    Its gain in mean loss must exceed 1 % and two standard errors of block means.
-    """
-    if "never" not in losses or "every:1" not in losses:
-        return False
-    times = scene.times[scene.edges[0] :][common]
-    gain = losses["never"] - losses["every:1"]
-    paired = BlockMean.of(gain, block_keys(times, scene.settings.monitor.block))
-    least = LEAST_GAIN * float(losses["never"].mean())
-    return paired.mean > max(least, ERRORS * paired.error)
+def _gains(scene: Scene, losses: Mapping[str, Floats], common: Mask) -> dict[str, BlockMean]:
+    """Mean loss of `never` less that of each policy, with the error of block means."""
+    keys = block_keys(scene.times[scene.edges[0] :][common], scene.settings.monitor.block)
+    return {name: BlockMean.of(losses[NEVER] - loss, keys) for name, loss in losses.items()}
 
 
-def _row(track: Track, metric: str, values: Mapping[str, float], plain: bool) -> Row:
-    value, never = values[track.policy], values.get("never")
-    kept = None
-    if plain and never is not None:
-        kept = (never - value) / (never - values["every:1"])
+def _counts(gain: BlockMean, never: float) -> bool:
+    """Whether a gain is one of which a share can be formed: above 1 % and two standard errors."""
+    return gain.mean > max(LEAST_GAIN * never, ERRORS * gain.error)
+
+
+def _row(
+    track: Track,
+    metric: str,
+    values: Mapping[str, float],
+    losses: Mapping[str, Floats],
+    of: Mapping[str, str | None],
+) -> Row:
+    value, never = values[track.policy], values[NEVER]
+    promoted = [mark for mark in track.marks if mark.promoted]
+
+    def share(whole: str | None) -> float | None:
+        return None if whole is None else (never - value) / (never - values[whole])
+
+    total = math.fsum(losses[track.policy].tolist())
     return Row(
         policy=track.policy,
         metric=metric,
         value=value,
-        relative_gain=1 - value / never if never else None,
-        gain_kept=kept,
-        oracle_share=None,
+        relative_gain=1 - value / never if never else 0.0,
+        gain_kept=share(of[PLAIN]),
+        oracle_share=share(of["oracle"]),
         retrains=track.retrains,
-        recalibrations=0,
-        promotions=len(track.promotions),
-        harmful_promotions=sum(promotion.harmful for promotion in track.promotions),
+        needless_retrains=sum(mark.needless for mark in track.marks),
+        recalibrations=track.recalibrations,
+        promotions=len(promoted),
+        harmful_promotions=sum(mark.harmful for mark in promoted),
+        total_regret=track.regret / total if total else 0.0,
         cpu_seconds=track.cpu_seconds,
         failed_trainings=track.failed,
+        baseline=track.policy in (NEVER, PLAIN),
     )
 
 
-def _curve(scene: Scene, track: Track, common: Mask, metric: str) -> Curve:
+def _curve(scene: Scene, track: Track, common: Mask, metric: str, gain: BlockMean) -> Curve:
     first = scene.edges[0]
     values: list[float | None] = []
     for number in range(len(scene.windows)):
@@ -187,7 +204,7 @@ def _curve(scene: Scene, track: Track, common: Mask, metric: str) -> Curve:
         inside = slice(place.start - first, place.stop - first)
         loss = track.loss[inside][common[inside]]
         values.append(_metric(loss, metric) if len(loss) else None)
-    return Curve(track.policy, tuple(values), track.promotions)
+    return Curve(track.policy, tuple(values), track.marks, gain.interval())
 
 
 def _notes(track: Track) -> list[str]:

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from homeostat import draft, settings
+from homeostat.contracts import Journal, Releases
 from homeostat.errors import HomeostatError, SchemaError
-from homeostat.schema import TIMESTAMP
+from homeostat.schema import TIMESTAMP, Schema
 from homeostat.script import table_of
 from homeostat.settings import Settings
 
@@ -89,6 +90,30 @@ def source(
         chosen = chosen.model_copy(update={"decide": decide})
         said.append("decide.mode is taken as auto here, to show what it would do.")
     return Source(table, chosen, script, tuple(said))
+
+
+def journalled(journal: Journal, releases: Releases) -> tuple[pd.DataFrame, str]:
+    """The labelled rows of a project as a frame to replay, and the name of its target.
+
+    Columns are `prediction_id`, `occurred_at`, `labelled_at`, the champion's features, and the
+    target in its own type. Raises HomeostatError where there is no champion, or no label.
+    """
+    import pandas as pd
+
+    champion = releases.champion()
+    if champion is None:
+        raise HomeostatError("there is no champion yet.", hint="Run `homeostat train` first.")
+    schema = Schema.from_json(releases.object(champion, "schema"))
+    rows = journal.read(labelled=True, schema=schema)
+    if not rows.num_rows:
+        raise HomeostatError(
+            "the journal holds no labelled row.",
+            hint="Labels come by /feedback, `homeostat labels add` or load().",
+        )
+    names = ["prediction_id", "occurred_at", "labelled_at", *schema.names]
+    frame = rows.select(names).to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
+    frame[schema.target.name] = schema.labels(rows)
+    return frame, schema.target.name
 
 
 def _named(columns: Columns, chosen: Settings) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """What one sees of a replay in a terminal: the time that is left, and the table at the end.
 
-Takes the number of windows and policies, and the result. Gives a Rich progress bar on standard
-error, silent where nobody watches, the table on the console it is handed, and the two files.
+Takes what is to be done, and the result. Gives a Rich progress bar on standard error, silent where
+nobody watches, the table on the console it is handed, and the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,18 +25,32 @@ from rich.table import Table
 from homeostat.errors import HomeostatError
 from homeostat.replay.result import NAMES, ReplayResult
 
-Start = Callable[[str], Callable[[], object]]
-"""Called with a policy's name when it begins; gives what to call after each of its windows."""
+
+class Bar:
+    """What is left of a replay: models to be fitted and windows to be stepped through."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("", total=None)
+
+    def expect(self, steps: int) -> None:
+        self._bar.update(self._task, total=steps)
+
+    def say(self, what: str) -> None:
+        self._bar.update(self._task, description=f"{escape(what):12}")
+
+    def tick(self) -> None:
+        """One step is done; may be called from any thread."""
+        self._bar.advance(self._task)
 
 
 @contextmanager
-def progress(policies: int, windows: int, *, shown: bool) -> Iterator[Start]:
-    """A bar over all windows of all policies, with the time that is left."""
+def progress(*, shown: bool) -> Iterator[Bar]:
+    """A bar over all that is to be done, with the time that is left."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("windows"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -44,18 +58,13 @@ def progress(policies: int, windows: int, *, shown: bool) -> Iterator[Start]:
         transient=True,
         disable=not shown,
     )
-    task = bar.add_task("", total=policies * windows)
-
-    def start(name: str) -> Callable[[], object]:
-        bar.update(task, description=f"{escape(name):12}")
-        return lambda: bar.advance(task)
-
     with bar:
-        yield start
+        yield Bar(bar)
 
 
 def report(result: ReplayResult, out: Path | None, console: Console, *, as_json: bool) -> None:
-    """Print the result, and write `replay.json` and `replay.png` into `out`.
+    """Print the result, and write `replay.json`, `replay.png` and, where `homeostat` was compared,
+    `recommended.toml` into `out`.
 
     Raises HomeostatError where these cannot be written.
     """
@@ -65,11 +74,14 @@ def report(result: ReplayResult, out: Path | None, console: Console, *, as_json:
         _show(result, console)
     if out is None:
         return
-    names = out / "replay.json", out / "replay.png"
+    names = [out / "replay.json", out / "replay.png"]
     try:
         out.mkdir(parents=True, exist_ok=True)
         names[0].write_text(result.to_json(), encoding="utf-8")
         result.plot(names[1])
+        if result.advice is not None:
+            names.append(out / "recommended.toml")
+            names[-1].write_text(result.advice.settings, encoding="utf-8")
     except OSError as error:
         raise HomeostatError(f"{out} cannot be written: {error.strerror}.") from error
     if not as_json:
@@ -78,32 +90,39 @@ def report(result: ReplayResult, out: Path | None, console: Console, *, as_json:
 
 
 def _show(result: ReplayResult, console: Console) -> None:
-    """What was assumed, and the table of policies."""
+    """What was assumed, what each policy came to and what it took, and what to do."""
     for line in result.said:
         console.print(f"[dim]•[/] {escape(line)}")
     metric = NAMES[result.rows[0].metric]
-    names = ("policy", metric, "gain", "kept", "retrains", "promoted", "harmful", "CPU s")
-    table = Table(*names)
-    for column in table.columns:
-        column.no_wrap = True
-        column.justify = "left" if column.header == "policy" else "right"
+    came = _table("policy", metric, "gain", "kept", "of the oracle", "regret")
+    took = _table("policy", "retrains", "needless", "recal.", "promoted", "harmful", "CPU s")
     for row in result.rows:
-        table.add_row(
-            escape(row.policy),
-            f"{row.value:.5g}",
-            _share(row.relative_gain, sign="+"),
-            _share(row.gain_kept),
-            str(row.retrains),
-            str(row.promotions),
-            str(row.harmful_promotions),
-            f"{row.cpu_seconds:.1f}",
+        name, style = escape(row.policy), "dim" if row.baseline else ""
+        shares = row.gain_kept, row.oracle_share, row.total_regret
+        gain = _share(row.relative_gain, sign="+")
+        came.add_row(name, f"{row.value:.5g}", gain, *map(_share, shares), style=style)
+        counts = (
+            *(row.retrains, row.needless_retrains, row.recalibrations),
+            *(row.promotions, row.harmful_promotions),
         )
-    console.print(table)
+        took.add_row(name, *map(str, counts), f"{row.cpu_seconds:.1f}", style=style)
+    console.print(came, took)
     first, last = result.windows[0].start, result.windows[-1].end
     console.print(
         f"[dim]{result.compared:,} labelled rows in {len(result.windows)} windows, "
         f"{first:%Y-%m-%d} to {last:%Y-%m-%d}[/]"
     )
+    if result.advice is not None:
+        console.print(escape(f"Recommended: {result.advice.reason}"))
+        console.print(escape(result.advice.settings), end="")
+
+
+def _table(*names: str) -> Table:
+    table = Table(*names)
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "left" if column.header == "policy" else "right"
+    return table
 
 
 def _share(value: float | None, sign: str = "") -> str:

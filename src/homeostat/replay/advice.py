@@ -1,0 +1,75 @@
+"""Advice: the settings to take from a replay, and whether the loop has earned to act alone.
+
+Takes what each compared rule of `homeostat` came to. Gives the best of them as lines of
+`homeostat.toml`, with what it would have cost and gained; chosen in hindsight, so somewhat too
+good, the more the more rules were compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import tomlkit
+
+from homeostat.settings import Decide
+from homeostat.stats import CONFIDENCE, BlockMean
+
+if TYPE_CHECKING:
+    from homeostat.replay.result import Row
+    from homeostat.replay.track import Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """`won`: gained over `never` with a one-sided 95 % bound above 0, and without harm."""
+
+    policy: str
+    won: bool
+    settings: str  # lines of homeostat.toml
+    reason: str  # one sentence
+
+
+def advised(
+    scene: Scene, rules: Mapping[str, Decide], rows: Sequence[Row], gains: Mapping[str, BlockMean]
+) -> Advice:
+    """Of the rules without harmful promotions the best one, or of all where each has some."""
+    ours = [row for row in rows if row.policy in rules]
+    best = min(ours, key=lambda row: (row.harmful_promotions > 0, row.value))
+    low = gains[best.policy].bound(1 - CONFIDENCE)
+    won = low > 0 and not best.harmful_promotions
+    rule = rules[best.policy].model_copy(update={"mode": "auto" if won else "observe"})
+    reason = (
+        f"{best.policy} would have taken {best.retrains} retrains, {best.recalibrations} "
+        f"recalibrations and {best.cpu_seconds:.0f} CPU seconds of training for a "
+        f"{best.metric.replace('_', ' ')} {abs(best.relative_gain):.1%} "
+        f"{'below' if best.relative_gain >= 0 else 'above'} that of never"
+    )
+    if won:
+        reason += ": it has earned to act alone."
+    elif best.harmful_promotions:
+        reason += f", but {best.harmful_promotions} of its promotions did harm."
+    else:
+        reason += ", which may be chance: it has not earned to act alone."
+    return Advice(best.policy, won, _settings(scene, rule), reason)
+
+
+def _settings(scene: Scene, rule: Decide) -> str:
+    """What the replay ran with, where it is not the default, and how it decided."""
+    every = scene.settings.run.model_copy(update={"every": scene.windows[0].length})
+    document = tomlkit.document()
+    for name, section in (
+        ("labels", scene.settings.labels),
+        ("monitor", scene.settings.monitor),
+        ("decide", rule),
+        ("run", every),
+    ):
+        told = section.model_dump(mode="json", exclude_none=True)
+        plain = type(section)().model_dump(mode="json")
+        changed = {key: value for key, value in told.items() if value != plain.get(key)}
+        if name == "decide":
+            changed["mode"] = rule.mode
+        if changed:
+            document[name] = changed
+    return tomlkit.dumps(document)
