@@ -68,10 +68,20 @@ def test_a_regression_map_is_that_of_ridge_regression():
     output = draw.normal(3, 2, size=500)
     labels = 1.5 * output - 2 + draw.normal(size=500)
     fitted = fit_calibrator(output, labels, NUMBER, ridge=2.0)
-    design = np.column_stack([output, np.ones(500)])
-    peer = Ridge(alpha=2.0 * labels.var(), fit_intercept=False).fit(design, labels - output)
-    assert fitted.scale == pytest.approx(1 + peer.coef_[0])
-    assert fitted.shift[0] == pytest.approx(peer.coef_[1])
+    x, y = (output - labels.mean()) / labels.std(), (labels - labels.mean()) / labels.std()
+    peer = Ridge(alpha=2.0, fit_intercept=False).fit(np.column_stack([x, np.ones(500)]), y - x)
+    mapped = labels.mean() + labels.std() * ((1 + peer.coef_[0]) * x + peer.coef_[1])
+    assert fitted.apply(output, NUMBER) == pytest.approx(mapped)
+
+
+def test_a_regression_map_does_not_depend_on_the_unit():
+    draw = np.random.default_rng(0)
+    output = draw.normal(3, 2, size=200)
+    labels = 1.5 * output - 2 + draw.normal(size=200)
+    fitted = fit_calibrator(output, labels, NUMBER, ridge=50.0)
+    other = fit_calibrator(1000 * output + 7, 1000 * labels + 7, NUMBER, ridge=50.0)
+    mapped = fitted.apply(output, NUMBER)
+    assert other.apply(1000 * output + 7, NUMBER) == pytest.approx(1000 * mapped + 7)
 
 
 @pytest.mark.parametrize(

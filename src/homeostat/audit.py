@@ -22,13 +22,11 @@ from typing import Any
 from homeostat import files
 from homeostat.contracts import Audit
 from homeostat.errors import AuditError, cause
-from homeostat.records import Candidate, Evidence, Json, Look, Past, utc
+from homeostat.past import past
+from homeostat.records import Candidate, Evidence, Json, Past, utc
 
 GENESIS = "0" * 64
 """What the first line names as the hash of the line before it."""
-
-TRAININGS = frozenset({"trained", "training_failed"})
-"""Kinds of line that count as a training: a failed fit cools down like one that came through."""
 
 _FIELDS = ("seq", "at", "kind", "body", "previous", "hash")
 
@@ -93,6 +91,8 @@ def looked(evidence: Evidence) -> dict[str, Json]:
         "labelled": evidence.labelled,
         "release": evidence.release,
         "window": jsonable(evidence.window),
+        "history": evidence.history,
+        **({"staleness": jsonable(evidence.staleness)} if evidence.staleness else {}),
         "drifted": [column.column for column in evidence.columns if column.drifted],
         "distances": {
             column.column: [_short(column.distance), _short(column.threshold)]
@@ -114,6 +114,7 @@ def fitted(candidate: Candidate) -> dict[str, Json]:
         "seconds": candidate.seconds,
         "seed": candidate.seed,
         "training": jsonable(candidate.training),
+        **({"calibration": jsonable(candidate.calibration)} if candidate.calibration else {}),
     }
 
 
@@ -123,15 +124,6 @@ def attempted(audit: Audit, chore: str, now: datetime, do: Callable[[datetime], 
         do(now)
     except Exception as error:  # noqa: BLE001 - fails closed: nothing was done, and why
         audit.write(f"{chore}_failed", now, {"reason": cause(error)})
-
-
-def gate_looks(lines: Iterable[Mapping[str, Json]]) -> tuple[Look, ...]:
-    """The tests of the gate that these lines of a chain tell of; older ones tell no level."""
-    return tuple(
-        Look(datetime.fromisoformat(line["at"]), line["body"]["level"], line["body"]["promote"])
-        for line in lines
-        if line["kind"] == "gate" and line["body"].get("level") is not None
-    )
 
 
 def _hash(line: Mapping[str, Json]) -> str:
@@ -200,22 +192,8 @@ class ChainAudit:
         return self._load().lines
 
     def past(self) -> Past:
-        """The last training, the end of the rows that a gate has looked at, and its looks.
-
-        The very first release sets no cool-down off, so its kind `first` does not count.
-        `trained_rows` stays 0: the champion's manifest holds it.
-        """
-        last_training: datetime | None = None
-        looked_until: datetime | None = None
-        lines = self.lines()
-        for line in lines:
-            if line["kind"] in TRAININGS:
-                last_training = _time(line["at"])
-            elif line["kind"] == "gate":
-                end = _time((line["body"].get("window") or {}).get("end"))
-                if end is not None:
-                    looked_until = end if looked_until is None else max(end, looked_until)
-        return Past(last_training, looked_until, looks=gate_looks(lines))
+        """What a decision must know, see `past.past`."""
+        return past(self.lines())
 
     def verify(self) -> int:
         """Walk the chain and return its number of lines.
@@ -291,7 +269,3 @@ def _append(
     line["hash"] = _hash(line)
     lines.append(line)
     return canonical(line) + b"\n"
-
-
-def _time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)

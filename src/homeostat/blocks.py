@@ -25,6 +25,7 @@ from homeostat.errors import SchemaError
 from homeostat.profile import FORMAT, Profile
 from homeostat.records import EPOCH, MICROSECOND, Window
 from homeostat.schema import Schema
+from homeostat.scoring import Calibrator, uncalibrated
 from homeostat.settings import Monitor
 
 _DAY = timedelta(days=1)
@@ -73,8 +74,10 @@ class Kept:
         block: timedelta,
         output_edges: Sequence[float] = (),
         model: str,
+        calibrator: Calibrator | None = None,
     ) -> Pair:
-        """Profiles of the rows that were served in `window`, and of those that `model` predicted.
+        """Profiles of the rows that were served in `window`, and of those that `model` predicted,
+        as it would have without its `calibrator`.
 
         The window is of whole blocks. Raises JournalError and SchemaError.
         """
@@ -86,7 +89,7 @@ class Kept:
         for day in days:
             found = _read(place, day, marks[day], nothing) if day in marks else None
             if found is None:
-                found = fresh[day] = self._count(day, schema, nothing, model)
+                found = fresh[day] = self._count(day, schema, nothing, model, calibrator)
             total = total[0] + found[0], total[1] + found[1]
         if fresh:
             # What came during the scan may have been counted or not, so that day is not kept.
@@ -102,7 +105,14 @@ class Kept:
                 self._tidy(place, marks)
         return total[0].select(window), total[1].select(window)
 
-    def _count(self, day: date, schema: Schema, nothing: Profile, model: str) -> Pair:
+    def _count(
+        self,
+        day: date,
+        schema: Schema,
+        nothing: Profile,
+        model: str,
+        calibrator: Calibrator | None,
+    ) -> Pair:
         """Of a whole day; a block that it shares with the next adds up with that day's part."""
         start = datetime.combine(day, time(), UTC)
         total = own = nothing
@@ -111,7 +121,8 @@ class Kept:
             counted = Profile.of(part, schema, block=nothing.block, output_edges=edges)
             total += counted
             mine = part.filter(pc.equal(part.column("model_version"), model))
-            if mine.num_rows < part.num_rows:
+            if mine.num_rows < part.num_rows or calibrator is not None:
+                mine = uncalibrated(mine, schema.target, calibrator)
                 counted = Profile.of(mine, schema, block=nothing.block, output_edges=edges)
             own += counted
         return total, own

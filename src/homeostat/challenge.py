@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat import gate, quarantine, slices, wealth
+from homeostat import gate, lineage, quarantine, slices, wealth
 from homeostat.audit import fitted, jsonable
 from homeostat.contracts import Audit, Journal, Releases, Trainer
 from homeostat.errors import HomeostatError, ReleaseError, TrainingError, cause
@@ -106,6 +106,8 @@ class Challenge:
         best = min(made, key=lambda one: one.loss)
         told = {"share": best.share, "beside": [one.told for one in made if one is not best] + left}
         self.audit.write("trained", now, fitted(best.candidate) | told)
+        if self._undone(best.candidate):
+            return Challenged(problem="The challenger is one that was rolled back as worse.")
         verdict = self._judge(best, len(made), champion, parts, now)
         self.audit.write("gate", now, jsonable(verdict))
         candidate = best.candidate
@@ -132,6 +134,15 @@ class Challenge:
                 f"the challenger takes {took / MILLISECOND:.3g} ms for one row, at the median of "
                 f"its golden rows; gate.latency allows {budget / MILLISECOND:.3g} ms."
             )
+
+    def _undone(self, candidate: Candidate) -> bool:
+        """Whether the same rows and parameters made a champion that probation found worse."""
+        for name in self.audit.past().undone:
+            manifest = self.releases.get(name).manifest
+            same = manifest["training"]["sha256"] == candidate.training.sha256
+            if same and manifest["kind"] == "retrain" and manifest["params"] == candidate.params:
+                return True
+        return False
 
     def _fit(
         self,
@@ -185,8 +196,7 @@ class Challenge:
         """The better of `of` challengers beside the champion."""
         if not self.gated:
             return replace(gate.unjudged("No gate, as asked.", parts.window), promote=True)
-        held = {name: self.releases.object(champion, name) for name in champion.manifest["objects"]}
-        schema = Schema.from_json(held["schema"])
+        schema = Schema.from_json(self.releases.object(champion, "schema"))
         seen = self.journal.read(parts.window, as_of=now, labelled=True, schema=schema)
         ids = parts.fresh.column("prediction_id")
         seen = seen.filter(pc.is_in(seen.column("prediction_id"), ids.combine_chunks()))
@@ -196,7 +206,7 @@ class Challenge:
         numbers = schema.target.task == "regression"
         verdict = gate.judge(
             occurred_at=parts.fresh.column("occurred_at").to_numpy(),
-            champion=self._losses(held, seen),
+            champion=lineage.losses(self.trainer, self.releases, champion, seen),
             challenger=best.losses,
             metric="rmse" if numbers else "log_loss",
             gate=self.settings.gate,

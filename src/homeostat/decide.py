@@ -7,17 +7,19 @@ arguments always give the same decision.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+from homeostat import reasons
 from homeostat.contracts import Policy
-from homeostat.records import Action, ColumnDrift, Decision, Evidence, Hurts, Past, State
+from homeostat.records import Action, Decision, Evidence, Hurts, Past, State, Window
 from homeostat.settings import Decide
 
 DAY = timedelta(days=1)
-NAMED = 3  # columns or findings that a reason names; the rest are counted
+LONGEST = 8  # cool-downs that refusals in a row make of one, at most
+RECORD, EARNED = 8, 0.8  # judgements after which the twins' word counts, if that share was right
 
 
 def policy(rule: Decide) -> Policy:
@@ -26,39 +28,39 @@ def policy(rule: Decide) -> Policy:
 
 
 def decide(evidence: Evidence, past: Past, now: datetime, rule: Decide) -> Decision:
-    """What to do about one window.
+    """What to do about one window; the triggers and their order are in docs/decisions.md.
 
-    A failed look or too few rows hold; broken data calls a human; harm, then drift that was tested
-    in this window, then growth of the labelled rows retrain. A training within `rule.cooldown` of
-    the last one waits, and under the mode `observe` none is ever started.
+    A failed look or too few rows hold; a champion that probation found worse is rolled back;
+    broken data calls a human; harm, drift, growth, staleness, age and the schedule retrain, unless
+    cool-down, budget or earlier refusals bid to wait. Where harm is shown, or nothing else is to be
+    done, and there are rows to judge it by, a recalibration comes first. Under the mode `observe`
+    nothing is ever done.
     """
-    wanted = _wanted(evidence)
-    if wanted.trigger == "none" and rule.growth and past.trained_rows:
-        wanted = _grown(evidence.history, past.trained_rows, rule.growth, wanted)
-    since = None if past.last_training is None else now - past.last_training
-    numbers = dict(wanted.numbers)
-    if since is not None:
-        numbers["days_since_training"] = since / DAY
-    if wanted.action is not Action.RETRAIN:
-        return Decision(wanted.action, wanted.trigger, wanted.reason, numbers)
-    if past.last_training is not None and since is not None and since < rule.cooldown:
-        until = _later(past.last_training, rule.cooldown)
-        reason = (
-            f"{wanted.reason} But {_days(since)} passed since the last training: no other before "
-            f"{until:%Y-%m-%d %H:%M} UTC (decide.cooldown)."
-        )
-        return Decision(Action.HOLD, "cooldown", reason, numbers)
-    if rule.mode == "observe":
-        reason = f"Would retrain ({wanted.trigger}), but decide.mode is observe: {wanted.reason}"
-        return Decision(Action.HOLD, "observe", reason, numbers)
-    last = "no training before" if since is None else f"{_days(since)} since the last training"
-    return Decision(Action.RETRAIN, wanted.trigger, f"{wanted.reason[:-1]}; {last}.", numbers)
+    wanted = _wanted(evidence, past, rule)
+    if wanted.trigger == "none":
+        if rule.growth and past.trained_rows:
+            told = {"history": evidence.history, "trained_rows": past.trained_rows}
+            wanted = replace(wanted, numbers={**wanted.numbers, **told})
+        wanted = next(_due(wanted, evidence, past, now, rule), wanted)
+    if past.last_training is not None:
+        since = (now - past.last_training) / DAY
+        wanted = replace(wanted, numbers={**wanted.numbers, "days_since_training": since})
+    if wanted.action is Action.RETRAIN and not _first_recalibrated(wanted, evidence, rule):
+        wanted = _allowed(wanted, past, now, rule)
+    if _first_recalibrated(wanted, evidence, rule):
+        wanted = _recalibrated(wanted, evidence)
+    does = wanted.action in (Action.RETRAIN, Action.RECALIBRATE, Action.ROLL_BACK)
+    if does and rule.mode == "observe":
+        what = wanted.action.value.replace("_", " ")
+        reason = f"Would {what} ({wanted.trigger}), but decide.mode is observe: {wanted.reason}"
+        return replace(wanted, action=Action.HOLD, trigger="observe", reason=reason)
+    return wanted
 
 
 def asked(evidence: Evidence | None, champion: str, *, force: bool = False) -> Decision:
     """What to do when a human or a schedule asks for a retraining, on the last evidence.
 
-    No cool-down applies. Without `force` it retrains for the same reasons as `decide`, and only
+    No cool-down applies. Without `force` it retrains for harm or drift as `decide` does, and only
     on evidence about the release `champion`, so that one window never retrains twice.
     """
     if force:
@@ -72,136 +74,160 @@ def asked(evidence: Evidence | None, champion: str, *, force: bool = False) -> D
             "serves now: run the monitor again."
         )
         return Decision(Action.HOLD, "old_status", reason)
-    return _wanted(evidence)
+    return _wanted(evidence, Past(), Decide())
 
 
-def _wanted(evidence: Evidence) -> Decision:
+def _wanted(evidence: Evidence, past: Past, rule: Decide) -> Decision:
     """What the evidence alone asks for."""
-    numbers = _numbers(evidence)
+    numbers, trial = reasons.numbers(evidence), evidence.trial
     if evidence.state == State.FAILED:
-        reason = f"The window could not be examined, so nothing is done: {_sentence(evidence)}"
+        told = reasons.sentence(evidence)
+        reason = f"The window could not be examined, so nothing is done: {told}"
         return Decision(Action.HOLD, "failed", reason, numbers)
+    if trial is not None and trial.worse:
+        numbers = {**numbers, "difference": trial.difference, "p_value": trial.p_value}
+        return Decision(Action.ROLL_BACK, "probation", trial.reason, numbers)
     if evidence.state == State.BROKEN_DATA:
-        return Decision(Action.CALL, "broken_data", _broken(evidence), numbers)
+        return Decision(Action.CALL, "broken_data", reasons.broken(evidence), numbers)
     if evidence.state == State.INSUFFICIENT_DATA:
-        reason = f"There is not enough data to decide on: {_sentence(evidence)}"
+        reason = f"There is not enough data to decide on: {reasons.sentence(evidence)}"
         return Decision(Action.HOLD, "insufficient_data", reason, numbers)
+    return _worse(evidence, past, rule, numbers)
+
+
+def _worse(evidence: Evidence, past: Past, rule: Decide, numbers: Mapping[str, float]) -> Decision:
+    """What a sound window of enough rows asks for."""
     if evidence.hurts == Hurts.YES:
-        return Decision(Action.RETRAIN, "harm", _harm(evidence), numbers)
+        return Decision(Action.RETRAIN, "harm", reasons.harm(evidence), numbers)
     if evidence.state == State.DRIFT and not evidence.carried_over:
-        return Decision(Action.RETRAIN, "drift", _drift(evidence), numbers)
-    return Decision(Action.HOLD, "none", _calm(evidence), numbers)
-
-
-def _grown(rows: int, trained: int, growth: float, calm: Decision) -> Decision:
-    """A retraining where the labelled rows have grown enough, else `calm`."""
-    numbers = {**calm.numbers, "history": rows, "trained_rows": trained}
-    if rows < trained * (1 + growth):
-        return Decision(calm.action, calm.trigger, calm.reason, numbers)
-    reason = (
-        f"There are {rows:,} labelled rows, {rows / trained - 1:.0%} more than the champion was "
-        "trained on."
-    )
-    return Decision(Action.RETRAIN, "growth", reason, numbers)
-
-
-def _numbers(evidence: Evidence) -> Mapping[str, float]:
-    """The figures of a decision; what is not known or not finite is left out."""
-    numbers: dict[str, float] = {
-        "rows": evidence.rows,
-        "labelled": evidence.labelled,
-        "refused": evidence.refused,
-        "columns": len(evidence.columns),
-        "drifted": sum(column.drifted for column in evidence.columns),
-        "blocking": sum(finding.severity == "block" for finding in evidence.findings),
-    }
-    if evidence.performance is not None:
-        for name in ("realised", "estimated", "baseline"):
-            interval = getattr(evidence.performance, name)
-            if interval is not None:
-                numbers[name] = interval.value
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}
-
-
-def _broken(evidence: Evidence) -> str:
-    findings = [finding for finding in evidence.findings if finding.severity == "block"]
-    if not findings:
-        return f"The data is broken, so no model may learn from it: {_sentence(evidence)}"
-    named = [
-        f"{finding.check} in {finding.column[:40]}" if finding.column else finding.check
-        for finding in findings[:NAMED]
-    ]
-    return f"The data is broken, so no model may learn from it: {_listed(named, len(findings))}."
-
-
-def _harm(evidence: Evidence) -> str:
-    performance = evidence.performance
-    if performance is None or performance.baseline is None:
-        return f"The champion's predictions got worse: {_sentence(evidence)}"
-    now, told = performance.realised, performance.estimated
-    name = performance.metric.replace("_", " ")
-    if performance.harm_by == "estimate" and told is not None:
-        return (
-            f"The champion's {name} is estimated at {told.value:.4g} on {told.rows:,} rows that "
-            f"have no label yet, against {performance.baseline.value:.4g} at its release."
+        return _persistent(
+            Decision(Action.RETRAIN, "drift", reasons.drift(evidence), numbers),
+            _disjoint(evidence.window, past.drifted),
+            rule,
         )
-    if now is None:
-        return f"The champion's predictions got worse: {_sentence(evidence)}"
-    spread = "" if now.low is None or now.high is None else f" ({now.low:.4g} to {now.high:.4g})"
-    return (
-        f"The champion's {name} is {now.value:.4g}{spread} on "
-        f"{now.rows:,} labelled rows, against {performance.baseline.value:.4g} at its release."
+    return Decision(Action.HOLD, "none", reasons.calm(evidence), numbers)
+
+
+def _persistent(drifted: Decision, windows: int, rule: Decide) -> Decision:
+    if rule.persistence == 1:
+        return drifted
+    found = replace(drifted, numbers={**drifted.numbers, "windows": windows})
+    if windows >= rule.persistence:
+        return replace(
+            found, reason=f"{found.reason[:-1]}, in {windows} disjoint windows in a row."
+        )
+    reason = (
+        f"{found.reason} But that is window {windows} of the {rule.persistence} in a row that "
+        "decide.persistence asks for."
     )
+    return replace(found, action=Action.HOLD, trigger="none", reason=reason)
 
 
-def _drift(evidence: Evidence) -> str:
-    drifted = sorted((c for c in evidence.columns if c.drifted), key=_rank)
-    prediction, joint = evidence.prediction_drift, evidence.joint_drift
-    shifted = prediction is not None and prediction.drifted
-    together = joint is not None and joint.drifted
-    nothing = not (drifted or shifted or together)
-    if nothing or any(c.distance <= c.threshold for c in drifted):
-        # Where Evidently decides, ours are not the numbers that did.
-        return f"The window drifted: {_sentence(evidence)}"
-    parts = []
-    if drifted:
-        named = [f"{c.column[:40]} {c.distance:.2f} > {c.threshold:.2f}" for c in drifted[:NAMED]]
-        total = len(evidence.columns)
-        parts.append(f"{len(drifted)} of {total} columns drifted ({_listed(named, len(drifted))})")
-    if joint is not None and together:
-        measured = f"{joint.test[:80]}, {joint.distance:.2f} > {joint.threshold:.2f}"
-        parts.append(f"the columns drifted together ({measured})")
-    if prediction is not None and shifted:
-        measured = f"{prediction.distance:.2f} > {prediction.threshold:.2f}"
-        parts.append(f"the predictions drifted ({measured})")
-    text = " and ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
+def _disjoint(window: Window, before: tuple[Window, ...]) -> int:
+    """How many windows that do not overlap there are from `window` back."""
+    count, start = 1, window.start
+    for earlier in before:
+        if earlier.end <= start:
+            count, start = count + 1, earlier.start
+    return count
 
 
-def _calm(evidence: Evidence) -> str:
-    if evidence.state == State.DRIFT:
-        return "Nothing could be tested in this window: the drift flag is carried over."
-    worse = {
-        Hurts.NO: "and the champion's loss is as it was",
-        Hurts.UNKNOWN: "and labels do not say that the champion got worse",
-    }
-    total = len(evidence.columns)
-    return f"None of {total} columns calls for action {worse[Hurts(evidence.hurts)]}."
+def _due(
+    calm: Decision, evidence: Evidence, past: Past, now: datetime, rule: Decide
+) -> Iterator[Decision]:
+    """The trainings that are due though the window asks for none, in the order of their merit."""
+
+    def training(trigger: str, reason: str) -> Decision:
+        return replace(calm, action=Action.RETRAIN, trigger=trigger, reason=reason)
+
+    rows, trained = evidence.history, past.trained_rows
+    if rule.growth and trained:
+        # After a refusal only as much growth again is news.
+        refused = past.refused.get("growth")
+        base = max(trained, refused.history if refused else 0)
+        if rows >= base * (1 + rule.growth):
+            reason = (
+                f"There are {rows:,} labelled rows, {rows / trained - 1:.0%} more than the "
+                "champion was trained on."
+            )
+            yield training("growth", reason)
+    told, (right, judged) = evidence.staleness, past.probes
+    earned = judged >= RECORD and right >= EARNED * judged
+    if earned and told and told.gain is not None and told.low is not None and told.low > 0:
+        reason = (
+            f"A model of the newest rows would gain {told.gain:.4g} ({told.low:.4g} at least) in "
+            f"{told.metric.replace('_', ' ')}, and {right} of {judged} such words came true."
+        )
+        yield training("staleness", reason)
+    if rule.max_age is not None and past.trained_at and now - past.trained_at >= rule.max_age:
+        reason = f"The champion was trained {_days(now - past.trained_at)} ago (decide.max_age)."
+        yield training("age", reason)
+    last = past.last_training or past.trained_at
+    if rule.every is not None and last and now - last >= rule.every:
+        yield training("schedule", f"The last training is {_days(now - last)} ago (decide.every).")
 
 
-def _rank(column: ColumnDrift) -> tuple[float, str]:
-    excess = column.distance - column.threshold
-    return (-excess if math.isfinite(excess) else 0.0, column.column)
+def _allowed(wanted: Decision, past: Past, now: datetime, rule: Decide) -> Decision:
+    """The training that is wanted, or why it has to wait."""
+    numbers = wanted.numbers
+    if past.last_training is None:
+        last = "no training before"
+    else:
+        since = now - past.last_training
+        last = f"{_days(since)} since the last training"
+        if since < rule.cooldown:
+            until = _later(past.last_training, rule.cooldown)
+            reason = (
+                f"{wanted.reason} But {_days(since)} passed since the last training: no other "
+                f"before {until:%Y-%m-%d %H:%M} UTC (decide.cooldown)."
+            )
+            return Decision(Action.HOLD, "cooldown", reason, numbers)
+        refused = past.refused.get(wanted.trigger)
+        if refused is not None:
+            times = min(rule.backoff**refused.times, LONGEST)
+            until = _later(past.last_training, _times(rule.cooldown, times))
+            if now < until:
+                reason = (
+                    f"{wanted.reason} But the gate refused the last {refused.times} that were "
+                    f"trained for this: no other before {until:%Y-%m-%d %H:%M} UTC "
+                    "(decide.backoff)."
+                )
+                return Decision(Action.HOLD, "refused", reason, numbers)
+    if past.rolled_back is not None and now - past.rolled_back < rule.cooldown:
+        until = _later(past.rolled_back, rule.cooldown)
+        reason = (
+            f"{wanted.reason} But the last champion turned out worse and was rolled back: no "
+            f"training before {until:%Y-%m-%d %H:%M} UTC (decide.cooldown)."
+        )
+        return Decision(Action.HOLD, "cooldown", reason, numbers)
+    if rule.budget is not None:
+        spent = sum(now - at < rule.budget_period for at in past.trainings)
+        if spent >= rule.budget:
+            reason = (
+                f"{wanted.reason} But {spent} trainings in {_days(rule.budget_period)} use up "
+                "decide.budget."
+            )
+            return Decision(Action.HOLD, "budget", reason, {**numbers, "spent": spent})
+    return replace(wanted, reason=f"{wanted.reason[:-1]}; {last}.")
 
 
-def _listed(named: list[str], total: int) -> str:
-    rest = total - len(named)
-    return ", ".join(named) + (f" and {rest} more" if rest > 0 else "")
+def _first_recalibrated(wanted: Decision, evidence: Evidence, rule: Decide) -> bool:
+    """Whether the cheap remedy is to be tried: for harm without drift, which a map seldom mends,
+    and where no training is started.
+    """
+    if not (rule.recalibrate and evidence.fresh):
+        return False
+    if wanted.action is Action.HOLD:
+        return wanted.trigger in ("none", "cooldown", "refused", "budget")
+    return wanted.trigger == "harm" and (evidence.state != State.DRIFT or evidence.carried_over)
 
 
-def _sentence(evidence: Evidence) -> str:
-    text = evidence.reason.strip() or f"the monitor says {State(evidence.state).value}"
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+def _recalibrated(wanted: Decision, evidence: Evidence) -> Decision:
+    rows = f"{evidence.fresh:,} labelled rows can judge a map over the champion's output"
+    harm = wanted.trigger == "harm"
+    reason = f"{wanted.reason} {rows}, which is tried first." if harm else f"{rows}."
+    numbers = {**wanted.numbers, "fresh": evidence.fresh}
+    return Decision(Action.RECALIBRATE, "harm" if harm else "calibration", reason, numbers)
 
 
 def _days(length: timedelta) -> str:
@@ -216,3 +242,10 @@ def _later(moment: datetime, length: timedelta) -> datetime:
         return moment + length
     except OverflowError:  # a cool-down of thousands of years means never
         return datetime.max.replace(tzinfo=UTC)
+
+
+def _times(length: timedelta, times: float) -> timedelta:
+    try:
+        return length * times
+    except OverflowError:
+        return timedelta.max

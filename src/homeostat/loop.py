@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from homeostat import blocks, gate, quarantine
+from homeostat import approval, blocks, gate, probation, quarantine, remedy
 from homeostat.alerts import tell
 from homeostat.audit import attempted, fitted, jsonable, looked
-from homeostat.challenge import Challenge
+from homeostat.challenge import Challenge, Challenged
 from homeostat.contracts import (
     Alerts,
     Audit,
@@ -37,6 +37,7 @@ from homeostat.errors import ReleaseError, cause
 from homeostat.holdout import before
 from homeostat.monitor import Journalled, Subject, examine, failed
 from homeostat.notes import Note
+from homeostat.past import PROBATION
 from homeostat.records import (
     Action,
     Candidate,
@@ -44,7 +45,10 @@ from homeostat.records import (
     Evidence,
     Json,
     Outcome,
+    Past,
     Release,
+    State,
+    Trial,
     Verdict,
     Window,
 )
@@ -79,9 +83,9 @@ class Loop:
         """Monitor, decide, and do what was decided."""
         now = now or self.clock.now()
         evidence = self._look(now)
-        trained = self._champion().manifest["training"]["rows"]
-        past = replace(self.audit.past(), trained_rows=trained)
-        return self._act(self.policy(evidence, past, now), evidence, now)
+        if evidence.state != State.FAILED:
+            evidence = replace(evidence, trial=self._trial(now))
+        return self._act(self.policy(evidence, self._past(), now), evidence, now)
 
     def monitor(self, now: datetime | None = None) -> Evidence:
         """Evidence only; nothing is decided."""
@@ -117,6 +121,20 @@ class Loop:
         reason = f"Asked for: {release.short} serves again, in the place of {old.short}."
         decision = Decision(Action.ROLL_BACK, "asked", reason)
         return self._done(Outcome(now, decision, release=release.id, promoted=True), began)
+
+    def approve(self, release: str, by: str, now: datetime | None = None) -> Outcome:
+        """Promote a release that waits, by id or prefix; `by` says who asked.
+
+        Raises ReleaseError for one that the gate refused, that does not wait, or that challenged
+        another champion than the present one.
+        """
+        now, began = now or self.clock.now(), time.monotonic()
+        found = self.releases.get(release)
+        approval.check(found, self.audit.lines())
+        self.audit.write("approved", now, {"release": found.id, "by": by})
+        self._serve(found, now, f"Approved by {by}.")
+        decision = Decision(Action.ADOPT, "approved", f"{found.short} was approved by {by}.")
+        return self._done(Outcome(now, decision, release=found.id, promoted=True), began)
 
     def adopt(self, candidate: Candidate, rows: pa.Table, now: datetime | None = None) -> Outcome:
         """The first release, of a model that was fitted elsewhere; `rows` become history.
@@ -180,8 +198,16 @@ class Loop:
             # Only the number is wanted, so no feature is read, and no more than a piece is held.
             bare = replace(subject.schema, features=())
             parts = self.journal.scan(as_of=now, labelled=True, schema=bare)
-            old = (quarantine.sound(before(p, mature), self.audit, subject.schema) for p in parts)
-            evidence = replace(evidence, history=sum(part.num_rows for part in old))
+            judging = remedy.stretch(
+                champion, self.audit.past().mapped_until, mature, self.settings
+            )
+            history = fresh = 0
+            for part in parts:
+                old = quarantine.sound(before(part, mature), self.audit, subject.schema)
+                history += old.num_rows
+                fresh += old.num_rows - before(old, judging.start).num_rows if judging else 0
+            enough = fresh >= self.settings.gate.min_rows
+            evidence = replace(evidence, history=history, fresh=fresh if enough else 0)
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
             evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
@@ -192,10 +218,24 @@ class Loop:
             self._subjects.clear()
             names = {"schema", "reference", "reference_sample"}
             # Older releases lack some.
-            names |= {"importance", "traits", "segments"} & champion.manifest["objects"].keys()
+            names |= {"importance", "traits", "segments", "calibrator"} & champion.manifest[
+                "objects"
+            ].keys()
             held = {name: self.releases.object(champion, name) for name in sorted(names)}
             self._subjects[champion.id] = Subject.of(champion, held)
         return self._subjects[champion.id]
+
+    def _trial(self, now: datetime) -> Trial | None:
+        """The look of the probation that is due; a failure leaves the champion, and says why."""
+        try:
+            return probation.look(self._challenger, self._champion(), now)
+        except Exception as error:  # noqa: BLE001 - fails closed: no rollback without evidence
+            self.audit.write("probation_failed", now, {"reason": cause(error)})
+            return None
+
+    def _past(self) -> Past:
+        trained = self._champion().training
+        return replace(self.audit.past(), trained_rows=trained.rows, trained_at=trained.as_of)
 
     # --- act ---
 
@@ -206,6 +246,10 @@ class Loop:
         outcome = Outcome(now, decision, evidence, release=champion.id)
         if decision.action is Action.RETRAIN:
             outcome = self._challenge(outcome, champion)
+        elif decision.action is Action.RECALIBRATE:
+            outcome = self._recalibrate(outcome, champion)
+        elif decision.action is Action.ROLL_BACK:
+            outcome = self._go_back(outcome, champion)
         return self._done(outcome, began)
 
     def _challenge(self, outcome: Outcome, champion: Release) -> Outcome:
@@ -216,30 +260,80 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("training_failed", now, {"reason": cause(error)})
             return outcome.held("failed", f"Training failed: {cause(error)}")
-        candidate, verdict = found.candidate, found.verdict
-        if candidate is None or verdict is None:
+        return self._judged(outcome, found)
+
+    def _recalibrate(self, outcome: Outcome, champion: Release) -> Outcome:
+        """Try another map over the champion's model; where it does not help, decide once more."""
+        now = outcome.at
+        try:
+            found = remedy.recalibrate(self._challenger, champion, now)
+        except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
+            self.audit.write("calibration_failed", now, {"reason": cause(error)})
+            done = outcome.held("failed", f"Recalibration failed: {cause(error)}")
+        else:
+            done = self._judged(outcome, found)
+            if done.verdict is not None and done.verdict.promote:
+                return done
+        if outcome.evidence is None:
+            return done
+        evidence = replace(outcome.evidence, fresh=0)
+        again = self.policy(evidence, self._past(), now)
+        if again.action is not Action.RETRAIN:
+            return done
+        told = {"decision": jsonable(again), "evidence": looked(evidence)}
+        self.audit.write("decided", now, told)
+        return self._challenge(replace(outcome, decision=again), champion)
+
+    def _judged(self, outcome: Outcome, found: Challenged) -> Outcome:
+        """Release what the gate promotes."""
+        now, candidate, verdict = outcome.at, found.candidate, found.verdict
+        if verdict is None:
             self.audit.write("held", now, {"reason": found.problem})
             return outcome.held("no_fresh_labels", found.problem)
-        if not verdict.promote:
-            self.tracker.training(candidate, verdict, None, self.report)
+        if candidate is None or not verdict.promote:
+            if candidate is not None:
+                self.tracker.training(candidate, verdict, None, self.report)
             return replace(outcome, verdict=verdict)
+        if self.settings.decide.mode == "approve":
+            release = self.releases.add(candidate, verdict, now)
+            told = {"release": release.id, "kind": candidate.kind, "reason": verdict.reason}
+            self.audit.write(approval.WAITING, now, told)
+            self.tracker.training(candidate, verdict, None, self.report)
+            reason = f"{release.short} waits for `homeostat approve`: {verdict.reason}"
+            return replace(outcome.held("approve", reason), verdict=verdict)
         release = self._promote(candidate, verdict, now)
         return replace(outcome, verdict=verdict, release=release.id, promoted=True)
 
+    def _go_back(self, outcome: Outcome, champion: Release) -> Outcome:
+        """Make the release that the champion replaced serve again, as probation asks."""
+        now, trial = outcome.at, outcome.evidence.trial if outcome.evidence else None
+        try:
+            release = self.releases.roll_back(trial.replaced if trial else None)
+        except ReleaseError as error:
+            self.audit.write("rollback_failed", now, {"reason": cause(error)})
+            return outcome.held("failed", f"The rollback failed: {cause(error)}")
+        told = {"from": champion.id, "release": release.id, "by": PROBATION}
+        self.audit.write("rolled_back", now, {**told, "reason": outcome.decision.reason})
+        self.copy()
+        return replace(outcome, release=release.id, promoted=True)
+
     def _promote(self, candidate: Candidate, verdict: Verdict, now: datetime) -> Release:
         release = self.releases.add(candidate, verdict, now)
+        self._serve(release, now, verdict.reason)
+        self.tracker.training(candidate, verdict, release, self.report)
+        return release
+
+    def _serve(self, release: Release, now: datetime, reason: str) -> None:
         try:
             self.releases.promote(release)
         except ReleaseError as error:
             self.audit.write("not_promoted", now, {"release": release.id, "reason": cause(error)})
             self._end(now)
             raise
-        told: dict[str, Json] = {"previous": candidate.parent, "reason": verdict.reason}
+        told: dict[str, Json] = {"previous": release.manifest["parent"], "reason": reason}
         told |= {"release": release.id, "sequence": release.sequence}
-        self.audit.write("promoted", now, told)
+        self.audit.write("promoted", now, {**told, "kind": release.manifest["kind"]})
         self.copy()
-        self.tracker.training(candidate, verdict, release, self.report)
-        return release
 
     # --- small ---
 

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat.audit import TRAININGS, gate_looks, jsonable
+from homeostat.audit import jsonable
 from homeostat.entries import Appended, Labelled, Refusal, Sealed
 from homeostat.errors import ConflictError, JournalError, ReleaseError
 from homeostat.journal import join, jsonl, shape
 from homeostat.order import ordered
+from homeostat.past import past
 from homeostat.records import EPOCH, Candidate, Evidence, Json, Past, Release, Verdict, Window
 from homeostat.release import released
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
@@ -259,14 +260,7 @@ class MemoryAudit:
 
     def past(self) -> Past:
         """As the chain on disk tells it, from the same lines."""
-        trained = [line["at"] for line in self._lines if line["kind"] in TRAININGS]
-        windows = [line["body"].get("window") for line in self._lines if line["kind"] == "gate"]
-        looked = [datetime.fromisoformat(window["end"]) for window in windows if window]
-        return Past(
-            last_training=datetime.fromisoformat(trained[-1]) if trained else None,
-            looked_until=max(looked, default=None),
-            looks=gate_looks(self._lines),
-        )
+        return past(self._lines)
 
 
 @dataclass

@@ -28,6 +28,8 @@ def fit_calibrator(
 ) -> Calibrator:
     """The calibrator that minimises Σ loss + ridge/2 · ((scale − 1)² + Σ shift²).
 
+    Numbers are standardised for that by the labels' mean and standard deviation.
+
     `output` is shape (rows,), or (rows, classes) of a multiclass model; `labels` as
     `Schema.labels`. The loss is log loss for classes (Platt 1999; temperature and bias scaling of
     Guo et al. 2017) and half the squared error in units of the labels' variance for numbers.
@@ -114,9 +116,12 @@ def _minimum(objective: Objective, identity: list[float], ridge: float) -> Float
 
 
 def _line(output: Floats, labels: Floats, ridge: float) -> Calibrator:
-    """The normal equations of the penalised least squares, around the identity's residuals."""
-    variance = float(labels.var()) or 1.0
-    design = np.column_stack([output, np.ones(len(output))])
-    normal = design.T @ design / variance + ridge * np.eye(2)
-    away = np.linalg.solve(normal, design.T @ (labels - output) / variance)
-    return Calibrator(float(1 + away[0]), (float(away[1]),))
+    """The normal equations of the penalised least squares, around the identity's residuals, with
+    the mean label as 0 and the labels' standard deviation as 1: so no unit changes the map.
+    """
+    centre, spread = float(labels.mean()), float(labels.std()) or 1.0
+    design = np.column_stack([(output - centre) / spread, np.ones(len(output))])
+    normal = design.T @ design + ridge * np.eye(2)
+    away = np.linalg.solve(normal, design.T @ (labels - output) / spread)
+    scale = float(1 + away[0])
+    return Calibrator(scale, (float((1 - scale) * centre + spread * away[1]),))

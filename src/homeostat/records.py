@@ -193,6 +193,25 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """How a champion does beside the release that it replaced, on rows newer than both."""
+
+    release: str  # the promotion on probation
+    replaced: str  # the release that served before it, and would serve again
+    look: int  # 1, 2, … up to `decide.probation`
+    window: Window  # of the rows' event time
+    champion: float  # mean loss of what serves
+    before: float  # mean loss of the release that was replaced
+    difference: float  # champion − before; above 0 the champion is worse
+    p_value: float  # one-sided, of being worse; t on block means
+    level: float  # at which this look says worse: that of all looks, shared out
+    rows: int
+    blocks: int
+    worse: bool
+    reason: str  # one sentence
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """All that the monitor found out about one window."""
 
@@ -216,8 +235,10 @@ class Evidence:
     performance: Performance | None = None
     evidently: Mapping[str, Json] = field(default_factory=dict)
     history: int = 0  # labelled rows in the whole journal that are old enough to be judged
+    fresh: int = 0  # of these, rows that a recalibration can be judged by; 0: not enough
     created_at: datetime = EPOCH
     staleness: Staleness | None = None
+    trial: Trial | None = None  # a look of the probation that was due
     segments: tuple[Segment, ...] = ()  # they inform and set no flag
     # For the report alone: the status file does not hold them.
     shapes: tuple[Shape, ...] = ()
@@ -233,6 +254,13 @@ class Look:
     level: float  # the chance of promoting harm that it could take
     promoted: bool
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Challengers that one trigger set off in a row, and that the gate refused."""
+
+    times: int
+    history: int  # labelled rows when the last of them was trained
+
 
 @dataclass(frozen=True, slots=True)
 class Past:
@@ -242,6 +270,16 @@ class Past:
     looked_until: datetime | None = None  # end of the newest rows that a gate has used
     trained_rows: int = 0  # labelled rows that the champion was trained on
     looks: tuple[Look, ...] = ()  # of the gate, in order of time
+=======
+    mapped_until: datetime | None = None  # end of the newest rows that judged a recalibration
+    trained_at: datetime | None = None  # when the champion's model was trained
+    trainings: tuple[datetime, ...] = ()  # of every challenger, as `last_training`
+    refused: Mapping[str, Refused] = field(default_factory=dict)  # by trigger, since a promotion
+    drifted: tuple[Window, ...] = ()  # that drifted in a row up to the last look, newest first
+    probes: tuple[int, int] = (0, 0)  # how often the twins' word agreed with the gate's, and of how
+    # many; see `past`
+    rolled_back: datetime | None = None  # when the loop last went back from a worse champion
+    undone: tuple[str, ...] = ()  # releases from which it went back
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +302,12 @@ class TrainingRows:
     as_of: datetime  # labels that arrived later were not seen
     sha256: str  # of the frame, see `train.frame_hash`
 
+    @classmethod
+    def of(cls, body: Mapping[str, Json]) -> TrainingRows:
+        """From the fields as a manifest holds them; raises KeyError, TypeError or ValueError."""
+        times = {name: datetime.fromisoformat(body[name]) for name in ("start", "cutoff", "as_of")}
+        return cls(rows=body["rows"], sha256=body["sha256"], **times)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -279,6 +323,7 @@ class Candidate:
     seed: int
     log: str = ""  # what the user's code printed
     twin: Mapping[str, Json] | None = None  # which engine serves and why, once that was tried
+    calibration: TrainingRows | None = None  # on which its calibrator was fitted; None without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,9 +392,26 @@ class Release:
     manifest: Mapping[str, Json]
 
     @property
+    def training(self) -> TrainingRows:
+        """The rows that its model was fitted on."""
+        return TrainingRows.of(self.manifest["training"])
+
+    @property
+    def calibration(self) -> TrainingRows | None:
+        """The rows that its calibrator was fitted on; None without one."""
+        told = self.manifest.get("calibration")  # manifests of releases without one lack it
+        return None if told is None else TrainingRows.of(told)
+
+    @property
     def cutoff(self) -> datetime:
-        """Every row that this model was fitted on occurred before this time."""
-        return datetime.fromisoformat(self.manifest["training"]["cutoff"])
+        """Every row that its model was fitted on occurred before this time."""
+        return self.training.cutoff
+
+    @property
+    def seen_until(self) -> datetime:
+        """Every row that its model or its calibrator was fitted on occurred before this time."""
+        fitted = self.calibration
+        return self.cutoff if fitted is None else max(self.cutoff, fitted.cutoff)
 
     @property
     def short(self) -> str:

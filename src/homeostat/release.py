@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -29,7 +30,6 @@ __all__ = ["FORMAT", "FileReleases", "signing_key"]
 FORMAT = 1
 """Of the manifest."""
 
-_TIMES = ("start", "cutoff", "as_of")
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -164,13 +164,17 @@ class FileReleases:
         return line
 
     def trainings(self) -> dict[str, TrainingRows]:
-        """The training rows of each release that is stored, champion once or not, by id."""
+        """The training rows of each release that is stored, champion once or not, by id; up to
+        those that its calibrator was fitted on, where it has one.
+        """
         found = {}
         for path in sorted((self._models / "manifests").glob("*.json")):
             if _ID.fullmatch(path.stem):
-                told = dict(self.get(path.stem).manifest["training"])
-                times = {name: datetime.fromisoformat(told[name]) for name in _TIMES}
-                found[path.stem] = TrainingRows(told["rows"], sha256=told["sha256"], **times)
+                release = self.get(path.stem)
+                newest = (release.calibration or release.training).as_of
+                found[path.stem] = replace(
+                    release.training, cutoff=release.seen_until, as_of=newest
+                )
         return found
 
     def verify(self) -> int:
@@ -313,6 +317,8 @@ def released(candidate: Candidate, verdict: Verdict | None, at: datetime, sequen
         "versions": candidate.versions,
         "seed": candidate.seed,
     }
+    if candidate.calibration is not None:  # so that all other releases keep their ids
+        manifest["calibration"] = candidate.calibration
     plain = jsonable(manifest)
     return Release(hashlib.sha256(canonical(plain)).hexdigest(), sequence, plain)
 

@@ -55,9 +55,24 @@ class Calibrator:
         if target.task == "binary":
             logit = np.log(clipped) - np.log1p(-clipped)
             return 1 / (1 + np.exp(-(self.scale * logit + self.shift[0])))
-        scores = self.scale * np.log(clipped) + np.asarray(self.shift)
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return np.asarray(scores / scores.sum(axis=1, keepdims=True))
+        return _softmax(self.scale * np.log(clipped) + np.asarray(self.shift))
+
+    def undo(self, output: Floats, target: Target) -> Floats:
+        """What `apply` was given, from what it gave; NaN where the scale is 0."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = self.scale or np.nan
+            if target.task == "regression":
+                return (output - self.shift[0]) / scale
+            clipped = np.clip(output, CLIP, 1 - CLIP)
+            if target.task == "binary":
+                logit = np.log(clipped) - np.log1p(-clipped)
+                return 1 / (1 + np.exp(-(logit - self.shift[0]) / scale))
+            return _softmax((np.log(clipped) - np.asarray(self.shift)) / scale)
+
+
+def _softmax(scores: Floats) -> Floats:
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(scores / scores.sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +124,17 @@ def calibrated(raw: Floats, target: Target, calibrator: Calibrator | None) -> Fl
     if not np.isfinite(raw).all():
         raise SchemaError("the model yields values that are not finite.")
     return raw if calibrator is None else calibrator.apply(raw, target)
+
+
+def uncalibrated(rows: pa.Table, target: Target, calibrator: Calibrator | None) -> pa.Table:
+    """The rows, with the journal's columns of a prediction as the bare model would have given."""
+    if calibrator is None or not rows.num_rows:
+        return rows
+    bare = tabulate(calibrator.undo(outputs(rows, target), target), target)
+    for name in bare.column_names:
+        if name in rows.column_names:
+            rows = rows.set_column(rows.schema.get_field_index(name), name, bare.column(name))
+    return rows
 
 
 def plain(value: Any) -> object:

@@ -278,17 +278,54 @@ class Gate(_Section):
 class Decide(_Section):
     """When something is done about it."""
 
-    mode: Literal["observe", "auto"] = Field(
-        "auto", description="observe: decide and record, but never train."
+    mode: Literal["observe", "approve", "auto"] = Field(
+        "auto",
+        description="observe: decide and record, but do nothing. approve: what the gate promotes "
+        "waits for `homeostat approve`. auto: it serves at once.",
     )
     cooldown: Duration = Field(
         timedelta(days=21), description="Least time between two trainings of the loop's own accord."
+    )
+    backoff: float = Field(
+        2.0,
+        ge=1,
+        description="Each challenger in a row that the gate refused makes the cool-down of what "
+        "set it off so many times longer, up to eight times; 1: it does not.",
     )
     growth: float = Field(
         0.1,
         ge=0,
         description="Retrain when there are this many more labelled rows than the champion was "
         "trained on, as a share of those; 0 switches it off.",
+    )
+    persistence: int = Field(
+        1, ge=1, description="Disjoint windows in a row that must have drifted before a training."
+    )
+    max_age: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+        None, description="Retrain when the champion's model is this old; 'none': age is no reason."
+    )
+    every: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+        None, description="Retrain when the last training is so long ago; 'none': no schedule."
+    )
+    budget: Annotated[int | None, Field(ge=0), BeforeValidator(_lifted)] = Field(
+        None, description="Most trainings within decide.budget_period; 'none': no limit."
+    )
+    budget_period: Duration = Field(
+        timedelta(days=365), description="Over which decide.budget is counted."
+    )
+    recalibrate: bool = Field(
+        True,
+        description="Try a map over the champion's output before a training for harm, and between "
+        "trainings.",
+    )
+    calibration_windows: int = Field(
+        4, ge=1, description="Windows (monitor.window) of mature labelled rows that fit a map."
+    )
+    probation: int = Field(
+        4,
+        ge=0,
+        description="Windows after a promotion in which the new champion is compared with the one "
+        "it replaced, which serves again if it was better; 0: none.",
     )
 
 

@@ -23,6 +23,7 @@ from homeostat.profile import Profile
 from homeostat.records import Finding
 from homeostat.reservoir import Reservoir
 from homeostat.schema import Schema
+from homeostat.scoring import Calibrator, uncalibrated
 from homeostat.settings import Monitor
 from homeostat.traits import Traits
 
@@ -40,6 +41,7 @@ class Wanted:
     traits: Traits | None = None  # of the reference
     levels: Levels | None = None  # of the reference
     edges: tuple[float, ...] | None = None  # bins of outputs; None: no profiles are wanted
+    calibrator: Calibrator | None = None  # the champion's, which its reference does not know
 
 
 class Reading:
@@ -140,13 +142,14 @@ class Reading:
         wanted, block = self._wanted, self._wanted.settings.block
         if wanted.edges is None:
             return
-        served, own = (
+        own = self._own(piece)
+        served, mine = (
             Profile.of(rows, wanted.schema, block=block, output_edges=wanted.edges)
-            for rows in (piece, self._own(piece))
+            for rows in (piece, uncalibrated(own, wanted.schema.target, wanted.calibrator))
         )
         if self._profiles is not None:
-            served, own = self._profiles[0] + served, self._profiles[1] + own
-        self._profiles = served, own
+            served, mine = self._profiles[0] + served, self._profiles[1] + mine
+        self._profiles = served, mine
 
     def _score(self, piece: pa.Table) -> None:
         needed = performance.needed(self._wanted.schema)

@@ -40,6 +40,7 @@ from homeostat.records import (
     Window,
 )
 from homeostat.schema import Schema
+from homeostat.scoring import Calibrator
 from homeostat.settings import Monitor, Settings
 from homeostat.traits import Traits
 
@@ -59,11 +60,12 @@ class Subject:
     cutoff: datetime | None = None  # it was fitted on rows before
     traits: Traits | None = None  # of the same rows as `reference`; None in older releases
     levels: Levels | None = None  # of the same rows; None where no segment was named
+    calibrator: Calibrator | None = None  # undone where predictions are compared with the reference
 
     @classmethod
     def of(cls, champion: Release, held: Mapping[str, bytes]) -> Subject:
         """From the objects `schema`, `reference` and `reference_sample` of a release, and
-        `importance`, `traits` and `segments` where it has them.
+        `importance`, `traits`, `segments` and `calibrator` where it has them.
         """
         return cls(
             release=champion.id,
@@ -75,6 +77,7 @@ class Subject:
             cutoff=champion.cutoff,
             traits=Traits.from_bytes(held["traits"]) if "traits" in held else None,
             levels=Levels.from_bytes(held[SEGMENTS]) if SEGMENTS in held else None,
+            calibrator=Calibrator.from_json(held["calibrator"]) if "calibrator" in held else None,
         )
 
     def wanted(self, settings: Monitor, seed: int, *, counted: bool) -> Wanted:
@@ -88,6 +91,7 @@ class Subject:
             self.traits,
             self.levels,
             edges if counted else None,
+            self.calibrator,
         )
 
 
@@ -143,7 +147,12 @@ class Scene:
         subject, block = self.subject, self.settings.block
         edges, model = subject.reference.output_edges, subject.release
         return self.kept.profiles(
-            self.window, subject.schema, block=block, output_edges=edges, model=model
+            self.window,
+            subject.schema,
+            block=block,
+            output_edges=edges,
+            model=model,
+            calibrator=subject.calibrator,
         )
 
 

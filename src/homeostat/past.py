@@ -1,0 +1,114 @@
+"""The past, as a decision must know it: what the audit chain's lines come to.
+
+Takes the lines, oldest first, of any store of them. Gives one `Past`; the fields that only the
+champion's manifest knows stay empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from homeostat.records import Action, Json, Look, Past, Refused, State, Window
+
+TRAININGS = frozenset({"trained", "training_failed"})
+"""Kinds of line that count as a training: a failed fit cools down like one that came through. The
+very first release sets no cool-down off, so its kind `first` does not count."""
+
+PROBATION = "probation"
+"""Who went back, in a line of kind `rolled_back`, where it was the loop itself."""
+
+
+def past(lines: Sequence[Mapping[str, Json]]) -> Past:
+    """What these lines come to. Raises KeyError, TypeError or ValueError for lines of no loop."""
+    walk = _Walk()
+    for line in lines:
+        walk.take(line["kind"], datetime.fromisoformat(line["at"]), line["body"])
+    return Past(
+        last_training=walk.trainings[-1] if walk.trainings else None,
+        looked_until=walk.ends.get("gate"),
+        mapped_until=walk.ends.get("calibration_gate"),
+        trainings=tuple(walk.trainings),
+        refused=dict(walk.refused),
+        drifted=tuple(reversed(walk.drifted)),
+        probes=(walk.right, walk.judged),
+        rolled_back=walk.rolled_back,
+        undone=tuple(walk.undone),
+        looks=gate_looks(lines),
+    )
+
+
+def gate_looks(lines: Iterable[Mapping[str, Json]]) -> tuple[Look, ...]:
+    """The tests of the gate that these lines of a chain tell of; older ones tell no level."""
+    return tuple(
+        Look(datetime.fromisoformat(line["at"]), line["body"]["level"], line["body"]["promote"])
+        for line in lines
+        if line["kind"] == "gate" and line["body"].get("level") is not None
+    )
+
+
+@dataclass
+class _Walk:
+    trainings: list[datetime] = field(default_factory=list)
+    ends: dict[str, datetime] = field(default_factory=dict)  # newest row looked at, by kind of gate
+    refused: dict[str, Refused] = field(default_factory=dict)
+    drifted: list[Window] = field(default_factory=list)
+    right: int = 0
+    judged: int = 0
+    rolled_back: datetime | None = None
+    undone: list[str] = field(default_factory=list)
+    _trigger: str = ""
+    _look: Mapping[str, Json] = field(default_factory=dict)
+
+    def take(self, kind: str, at: datetime, body: Mapping[str, Json]) -> None:
+        if kind in TRAININGS:
+            self.trainings.append(at)
+        elif kind in ("gate", "calibration_gate"):
+            self._gate(kind, body)
+        elif kind == "monitored":
+            self._looked(body)
+        elif kind == "decided":
+            self._decided(body)
+        elif kind in ("promoted", "rolled_back", "recovered") and _trained(body):
+            self.drifted.clear()  # the reference is another one
+            self.refused.clear()
+        if kind == "rolled_back" and body.get("by") == PROBATION:
+            self.rolled_back = at
+            self.undone.append(body["from"])
+
+    def _gate(self, kind: str, body: Mapping[str, Json]) -> None:
+        window = body.get("window")
+        if window:
+            end = datetime.fromisoformat(window["end"])
+            self.ends[kind] = max(end, self.ends.get(kind, end))
+        if kind != "gate":
+            return
+        if not body["promote"]:
+            before = self.refused.get(self._trigger, Refused(0, 0))
+            self.refused[self._trigger] = Refused(before.times + 1, self._look.get("history", 0))
+        told = self._look.get("staleness")
+        if told and told["low"] is not None:
+            self.judged += 1
+            self.right += (told["low"] > 0) == body["promote"]
+
+    def _decided(self, body: Mapping[str, Json]) -> None:
+        decision = body["decision"]
+        look = body["evidence"] or {}
+        if look:
+            self._looked(look)
+        if decision["action"] == Action.RETRAIN:
+            self._trigger, self._look = decision["trigger"], look
+
+    def _looked(self, look: Mapping[str, Json]) -> None:
+        """A window in which nothing could be tested neither ends a run of drift nor prolongs it."""
+        window = Window(*(datetime.fromisoformat(look["window"][k]) for k in ("start", "end")))
+        if look["state"] == State.STABLE:
+            self.drifted.clear()
+        elif look["state"] == State.DRIFT and not (self.drifted and self.drifted[-1] == window):
+            self.drifted.append(window)
+
+
+def _trained(body: Mapping[str, Json]) -> bool:
+    """Whether another model serves, and not only another map over the same one."""
+    return bool(body.get("kind") != "recalibrate")
