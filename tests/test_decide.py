@@ -21,7 +21,10 @@ from homeostat.records import (
     Interval,
     Past,
     Performance,
+    Refused,
+    Staleness,
     State,
+    Trial,
     Window,
 )
 from homeostat.settings import Decide
@@ -326,3 +329,189 @@ def test_broken_data_is_never_outvoted_by_growth():
 def test_estimated_harm_is_told_as_an_estimate_and_not_as_what_labels_say():
     reason = decide(replace(HARM, performance=ESTIMATED), Past(), NOW, RULE).reason
     assert "log loss is estimated at 0.51 on 80 rows that have no label yet, against 0.42" in reason
+
+
+# --- the cheapest remedy first ---
+
+MENDABLE = replace(HARM, fresh=300)
+
+
+def test_harm_tries_a_map_before_a_training_even_within_the_cooldown():
+    for past in (NEVER, LATELY):
+        decision = decide(MENDABLE, past, NOW, RULE)
+        assert (decision.action, decision.trigger) == (Action.RECALIBRATE, "harm")
+    assert "300 labelled rows can judge a map" in decision.reason
+    assert decision.numbers["fresh"] == 300
+
+
+@pytest.mark.parametrize(
+    ("evidence", "past", "rule"),
+    [
+        (MENDABLE, Past(unmended=2), RULE),
+        (HARM, NEVER, RULE),
+        (MENDABLE, NEVER, Decide(recalibrate=False)),
+        (replace(DRIFT, hurts=Hurts.YES, fresh=300), NEVER, RULE),
+    ],
+    ids=["two maps did not mend it", "no rows judge a map", "switched off", "drift as well"],
+)
+def test_harm_that_no_map_is_to_mend_trains(evidence, past, rule):
+    decision = decide(evidence, past, NOW, rule)
+    assert (decision.action, decision.trigger) == (Action.RETRAIN, "harm")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "past"),
+    [(QUIET, NEVER), (DRIFT, LATELY)],
+    ids=["nothing else to do", "a training has to wait"],
+)
+def test_between_trainings_a_map_is_tried_when_rows_have_come_to_judge_it(evidence, past):
+    decision = decide(replace(evidence, fresh=300), past, NOW, RULE)
+    assert (decision.action, decision.trigger) == (Action.RECALIBRATE, "calibration")
+    assert decide(evidence, past, NOW, RULE).action is Action.HOLD
+
+
+@pytest.mark.parametrize("evidence", [BROKEN, replace(QUIET, state=State.INSUFFICIENT_DATA)])
+def test_no_map_is_tried_on_data_that_is_not_to_be_trusted(evidence):
+    assert decide(replace(evidence, fresh=300), NEVER, NOW, RULE).action is not Action.RECALIBRATE
+
+
+def test_observing_never_recalibrates():
+    decision = decide(MENDABLE, NEVER, NOW, Decide(mode="observe"))
+    assert (decision.action, decision.trigger) == (Action.HOLD, "observe")
+    assert "Would recalibrate (harm)" in decision.reason
+
+
+# --- probation ---
+
+TRIAL = Trial(
+    release=CHAMPION,
+    replaced="b" * 64,
+    look=1,
+    window=QUIET.window,
+    champion=0.5,
+    before=0.4,
+    difference=0.1,
+    p_value=0.001,
+    level=0.0125,
+    rows=900,
+    blocks=7,
+    worse=True,
+    reason="The champion is worse.",
+)
+
+
+@pytest.mark.parametrize("evidence", [QUIET, DRIFT, HARM, BROKEN])
+def test_a_champion_that_probation_found_worse_is_rolled_back(evidence):
+    decision = decide(replace(evidence, trial=TRIAL), LATELY, NOW, RULE)
+    assert (decision.action, decision.trigger) == (Action.ROLL_BACK, "probation")
+    assert decision.reason == "The champion is worse."
+    assert decision.numbers["difference"] == 0.1
+
+
+def test_a_champion_that_is_not_worse_stays():
+    evidence = replace(QUIET, trial=replace(TRIAL, worse=False))
+    assert decide(evidence, NEVER, NOW, RULE).trigger == "none"
+
+
+def test_after_a_rollback_no_training_starts_for_a_cooldown():
+    past = Past(NOW - 60 * DAY, rolled_back=NOW - 5 * DAY)
+    decision = decide(DRIFT, past, NOW, RULE)
+    assert (decision.action, decision.trigger) == (Action.HOLD, "cooldown")
+    assert "rolled back" in decision.reason
+    assert decide(DRIFT, replace(past, rolled_back=NOW - 28 * DAY), NOW, RULE).trigger == "drift"
+
+
+# --- what makes a training wait, or fall due ---
+
+
+def windows(*ends):
+    return tuple(Window(NOW - (end + 7) * DAY, NOW - end * DAY) for end in ends)
+
+
+@pytest.mark.parametrize(
+    ("before", "action"),
+    [
+        ((), Action.HOLD),
+        ((1, 2, 6), Action.HOLD),
+        ((7,), Action.HOLD),
+        ((1, 7, 8, 13), Action.HOLD),
+        ((1, 7, 8, 14), Action.RETRAIN),
+    ],
+)
+def test_drift_must_persist_over_disjoint_windows(before, action):
+    past = Past(drifted=windows(*before))
+    decision = decide(DRIFT, past, NOW, Decide(persistence=3))
+    assert decision.action is action
+    assert ("3 disjoint windows" in decision.reason) == (action is Action.RETRAIN)
+
+
+def test_a_drift_that_does_not_persist_leaves_other_triggers_alone():
+    evidence, past = replace(DRIFT, history=2000), Past(trained_rows=1000)
+    assert decide(evidence, past, NOW, Decide(persistence=3)).trigger == "growth"
+
+
+@pytest.mark.parametrize(
+    ("times", "days", "action"),
+    [
+        (1, 55, Action.HOLD),
+        (1, 56, Action.RETRAIN),
+        (2, 111, Action.HOLD),
+        (2, 112, Action.RETRAIN),
+        (9, 223, Action.HOLD),
+        (9, 224, Action.RETRAIN),
+    ],
+)
+def test_each_refusal_in_a_row_doubles_the_wait_for_the_same_trigger(times, days, action):
+    past = Past(NOW - days * DAY, refused={"drift": Refused(times, 0)})
+    decision = decide(DRIFT, past, NOW, RULE)
+    assert decision.action is action
+    if action is Action.HOLD:
+        assert decision.trigger == "refused"
+        assert "decide.backoff" in decision.reason
+    assert decide(HARM, past, NOW, RULE).action is Action.RETRAIN
+
+
+def test_after_a_refusal_growth_counts_from_there():
+    past = Past(LONG_AGO.last_training, trained_rows=1000, refused={"growth": Refused(1, 2000)})
+    rule = Decide(growth=0.1, cooldown=DAY)
+    assert decide(replace(QUIET, history=2199), past, NOW, rule).trigger == "none"
+    assert decide(replace(QUIET, history=2200), past, NOW, rule).trigger == "growth"
+
+
+def test_a_budget_bounds_the_trainings_of_a_period():
+    rule = Decide(cooldown=DAY, budget=2, budget_period=100 * DAY)
+    spent = Past(NOW - 20 * DAY, trainings=(NOW - 50 * DAY, NOW - 20 * DAY))
+    decision = decide(DRIFT, spent, NOW, rule)
+    assert (decision.action, decision.trigger) == (Action.HOLD, "budget")
+    assert decide(DRIFT, spent, NOW + 50 * DAY, rule).action is Action.RETRAIN
+    assert decide(DRIFT, NEVER, NOW, Decide(budget=0)).trigger == "budget"
+
+
+@pytest.mark.parametrize(
+    ("rule", "trigger"),
+    [(Decide(max_age=100 * DAY), "age"), (Decide(every=100 * DAY), "schedule")],
+)
+def test_age_and_schedule_are_due_to_the_day(rule, trigger):
+    young, old = Past(trained_at=NOW - 99 * DAY), Past(trained_at=NOW - 100 * DAY)
+    assert decide(QUIET, young, NOW, rule).trigger == "none"
+    decision = decide(QUIET, old, NOW, rule)
+    assert (decision.action, decision.trigger) == (Action.RETRAIN, trigger)
+    assert "100 days ago" in decision.reason
+
+
+def test_a_schedule_counts_from_the_last_training_and_age_from_the_champions():
+    past = Past(NOW - 50 * DAY, trained_at=NOW - 200 * DAY)
+    assert decide(QUIET, past, NOW, Decide(every=100 * DAY)).trigger == "none"
+    assert decide(QUIET, past, NOW, Decide(max_age=100 * DAY)).trigger == "age"
+
+
+@pytest.mark.parametrize(
+    ("record", "trigger"),
+    [((0, 0), "none"), ((7, 7), "none"), ((6, 8), "none"), ((7, 8), "staleness")],
+)
+def test_staleness_trains_only_once_its_record_has_earned_it(record, trigger):
+    stale = Staleness(0.02, 0.01, 0.03, 900, 7, "log_loss")
+    evidence, past = replace(QUIET, staleness=stale), Past(probes=record)
+    assert decide(evidence, past, NOW, RULE).trigger == trigger
+    unsure = replace(QUIET, staleness=replace(stale, low=-0.01))
+    assert decide(unsure, past, NOW, RULE).trigger == "none"

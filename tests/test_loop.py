@@ -44,6 +44,7 @@ from homeostat.testing import START
 
 DAY = timedelta(days=1)
 DRIFTED = 28  # the end of the first stretch of drifted rows
+NO_MAPS = {"recalibrate": False}
 LASTING = ("models", "data", "reports/decisions.jsonl")
 
 
@@ -404,7 +405,7 @@ def test_a_script_that_fails_keeps_the_champion_and_the_next_turn_works(
     root = fresh(drifted)
     rewrite(root, code)
     before = contents(root, "models", "data")
-    with turning(root, engine, DRIFTED) as loop:
+    with turning(root, engine, DRIFTED, decide=NO_MAPS) as loop:
         outcome = loop.step()
         assert outcome.decision.action is Action.HOLD
         assert outcome.decision.trigger == "failed"
@@ -475,7 +476,7 @@ def test_within_the_cool_down_the_loop_does_not_train_of_its_own_accord(
         assert not loop.step().promoted
     rewrite(root, TRAIN)
     serve(root, days(frame, DRIFTED, 50))
-    with turning(root, engine, 48) as loop:
+    with turning(root, engine, 48, decide=NO_MAPS) as loop:
         outcome = loop.step()
         assert (outcome.evidence.state, outcome.decision.trigger) == (State.DRIFT, "cooldown")
     with turning(root, engine, 49) as loop:
@@ -792,7 +793,7 @@ def test_a_turn_killed_before_the_pointer_moved_leaves_the_old_champion(
     killed, drifted, fresh, engine, point, frame
 ):
     root = fresh(killed[point])
-    with turning(root, engine, DRIFTED) as loop:
+    with turning(root, engine, DRIFTED, decide=NO_MAPS) as loop:
         assert loop.releases.champion().id == project(drifted).releases.champion().id
         agree(root)
         assert loop.step().decision.trigger == "cooldown"

@@ -36,6 +36,24 @@ MOVES = frozenset({"promoted", "rolled_back", "recovered"})
 """Kinds of line after which another release serves."""
 
 
+_FAILS = {
+    "training_failed": ("training", "training failed"),
+    "calibration_failed": ("recalibration", "recalibration failed"),
+    "probation_failed": ("probation", "probation failed"),
+    "rollback_failed": ("rollback", "rollback failed"),
+    "not_promoted": ("promotion", "not promoted"),
+    "seal_failed": ("journal", "the journal could not be sealed"),
+}
+"""Kinds of line after which a subject does not stand well, and the message's title."""
+
+_WORKS = {
+    "trained": ("training", "A challenger was fitted."),
+    "calibration_gate": ("recalibration", "A map was judged."),
+    "probation": ("probation", "The champion was compared with what it replaced."),
+}
+"""Kinds of line after which a subject stands well again, and what the message says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """How one subject stands, and a title and a sentence for people."""
@@ -122,8 +140,9 @@ def standings(lines: Sequence[Mapping[str, Json]]) -> dict[str, Standing]:
     """How each subject stands after these lines of the audit chain, the oldest first.
 
     `monitor` has the state of the last look, `stable` being well, and is `needed` where a human is
-    called for another reason than broken data; `release` has the id of the release that serves;
-    `training`, `promotion` and `journal` are well, or not.
+    called for another reason than broken data; `release` has the id of the release that serves,
+    `approval` that of the newest that waits; `training`, `recalibration`, `probation`,
+    `rollback`, `promotion` and `journal` are well, or not.
     """
     found: dict[str, Standing] = {}
     for line in lines:
@@ -140,20 +159,25 @@ def _after(kind: str, body: Mapping[str, Json]) -> dict[str, Standing]:
         found |= _decided(body)
     elif kind == "monitored":
         found["monitor"] = _looked(body)
-    elif kind == "trained":
-        found["training"] = Standing(WELL, "training works again", "A challenger was fitted.")
-    elif kind == "training_failed":
-        found["training"] = Standing("failed", "training failed", body["reason"])
-    elif kind == "not_promoted":
-        found["promotion"] = Standing("failed", "not promoted", body["reason"])
-    elif kind == "seal_failed":
-        found["journal"] = Standing("failed", "the journal could not be sealed", body["reason"])
+    elif kind in _FAILS:
+        subject, title = _FAILS[kind]
+        found[subject] = Standing("failed", title, body["reason"])
+    elif kind in _WORKS:
+        subject, said = _WORKS[kind]
+        found[subject] = Standing(WELL, f"{subject} works again", said)
+    elif kind == "waiting":
+        short = body["release"][:12]
+        said = f"Run `homeostat approve {short}` to let it serve. {body['reason']}"
+        found["approval"] = Standing(body["release"], f"release {short} waits", said)
     elif kind in MOVES:
         title = kind.replace("_", " ")
         said = f"{body['release'][:12]} serves now. {body.get('reason', '')}".strip()
         found["release"] = Standing(body["release"], title, said)
+        found["approval"] = Standing(WELL, "nothing waits for approval any more", said)
         well = Standing(WELL, "promotions work again", f"{body['release'][:12]} was promoted.")
         found |= {"promotion": well} if kind == "promoted" else {}
+        back = Standing(WELL, "rollback works again", said)
+        found |= {"rollback": back} if kind == "rolled_back" else {}
     return found
 
 

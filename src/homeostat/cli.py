@@ -194,6 +194,9 @@ def rollback(
     _report(project, outcome, as_json=as_json)
 
 
+app.command()(verbs.approve)
+
+
 @app.command()
 def run(folder: Folder = HERE) -> None:
     """Take a step now and then on the schedule of `run.every`, until stopped."""

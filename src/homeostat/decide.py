@@ -19,6 +19,7 @@ from homeostat.settings import Decide
 
 DAY = timedelta(days=1)
 LONGEST = 8  # cool-downs that refusals in a row make of one, at most
+TRIES = 2  # a map is judged by windows that came after what it is to mend
 RECORD, EARNED = 8, 0.8  # judgements after which the twins' word counts, if that share was right
 
 
@@ -45,9 +46,9 @@ def decide(evidence: Evidence, past: Past, now: datetime, rule: Decide) -> Decis
     if past.last_training is not None:
         since = (now - past.last_training) / DAY
         wanted = replace(wanted, numbers={**wanted.numbers, "days_since_training": since})
-    if wanted.action is Action.RETRAIN and not _first_recalibrated(wanted, evidence, rule):
+    if wanted.action is Action.RETRAIN and not _cheaper(wanted, evidence, past, rule):
         wanted = _allowed(wanted, past, now, rule)
-    if _first_recalibrated(wanted, evidence, rule):
+    if _cheaper(wanted, evidence, past, rule):
         wanted = _recalibrated(wanted, evidence)
     does = wanted.action in (Action.RETRAIN, Action.RECALIBRATE, Action.ROLL_BACK)
     if does and rule.mode == "observe":
@@ -211,15 +212,16 @@ def _allowed(wanted: Decision, past: Past, now: datetime, rule: Decide) -> Decis
     return replace(wanted, reason=f"{wanted.reason[:-1]}; {last}.")
 
 
-def _first_recalibrated(wanted: Decision, evidence: Evidence, rule: Decide) -> bool:
-    """Whether the cheap remedy is to be tried: for harm without drift, which a map seldom mends,
-    and where no training is started.
+def _cheaper(wanted: Decision, evidence: Evidence, past: Past, rule: Decide) -> bool:
+    """Whether a map is to be tried: where no training is started, and first of all for harm, but
+    where the window drifted, and where `TRIES` maps in a row did not mend the harm.
     """
     if not (rule.recalibrate and evidence.fresh):
         return False
     if wanted.action is Action.HOLD:
         return wanted.trigger in ("none", "cooldown", "refused", "budget")
-    return wanted.trigger == "harm" and (evidence.state != State.DRIFT or evidence.carried_over)
+    drifts = evidence.state == State.DRIFT and not evidence.carried_over
+    return wanted.trigger == "harm" and not drifts and past.unmended < TRIES
 
 
 def _recalibrated(wanted: Decision, evidence: Evidence) -> Decision:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from homeostat import approval, blocks, gate, probation, quarantine, remedy
+from homeostat import approval, blocks, gate, lineage, probation, quarantine, remedy
 from homeostat.alerts import tell
 from homeostat.audit import attempted, fitted, jsonable, looked
 from homeostat.challenge import Challenge, Challenged
@@ -222,7 +222,8 @@ class Loop:
                 "objects"
             ].keys()
             held = {name: self.releases.object(champion, name) for name in sorted(names)}
-            self._subjects[champion.id] = Subject.of(champion, held)
+            *_, base = lineage.kin(self.releases, champion)
+            self._subjects[champion.id] = Subject.of(champion, held, base)
         return self._subjects[champion.id]
 
     def _trial(self, now: datetime) -> Trial | None:
@@ -263,26 +264,14 @@ class Loop:
         return self._judged(outcome, found)
 
     def _recalibrate(self, outcome: Outcome, champion: Release) -> Outcome:
-        """Try another map over the champion's model; where it does not help, decide once more."""
+        """Try another map over the champion's model; any failure keeps the champion."""
         now = outcome.at
         try:
             found = remedy.recalibrate(self._challenger, champion, now)
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("calibration_failed", now, {"reason": cause(error)})
-            done = outcome.held("failed", f"Recalibration failed: {cause(error)}")
-        else:
-            done = self._judged(outcome, found)
-            if done.verdict is not None and done.verdict.promote:
-                return done
-        if outcome.evidence is None:
-            return done
-        evidence = replace(outcome.evidence, fresh=0)
-        again = self.policy(evidence, self._past(), now)
-        if again.action is not Action.RETRAIN:
-            return done
-        told = {"decision": jsonable(again), "evidence": looked(evidence)}
-        self.audit.write("decided", now, told)
-        return self._challenge(replace(outcome, decision=again), champion)
+            return outcome.held("failed", f"Recalibration failed: {cause(error)}")
+        return self._judged(outcome, found)
 
     def _judged(self, outcome: Outcome, found: Challenged) -> Outcome:
         """Release what the gate promotes."""

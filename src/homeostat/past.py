@@ -21,7 +21,7 @@ PROBATION = "probation"
 
 
 def past(lines: Sequence[Mapping[str, Json]]) -> Past:
-    """What these lines come to. Raises KeyError, TypeError or ValueError for lines of no loop."""
+    """What these lines come to; a line tells nothing by a field that it lacks."""
     walk = _Walk()
     for line in lines:
         walk.take(line["kind"], datetime.fromisoformat(line["at"]), line["body"])
@@ -35,6 +35,7 @@ def past(lines: Sequence[Mapping[str, Json]]) -> Past:
         probes=(walk.right, walk.judged),
         rolled_back=walk.rolled_back,
         undone=tuple(walk.undone),
+        unmended=walk.unmended,
         looks=gate_looks(lines),
     )
 
@@ -58,7 +59,9 @@ class _Walk:
     judged: int = 0
     rolled_back: datetime | None = None
     undone: list[str] = field(default_factory=list)
+    unmended: int = 0
     _trigger: str = ""
+    _map: str = ""
     _look: Mapping[str, Json] = field(default_factory=dict)
 
     def take(self, kind: str, at: datetime, body: Mapping[str, Json]) -> None:
@@ -73,6 +76,8 @@ class _Walk:
         elif kind in ("promoted", "rolled_back", "recovered") and _trained(body):
             self.drifted.clear()  # the reference is another one
             self.refused.clear()
+        if kind == "promoted":
+            self.unmended = 0
         if kind == "rolled_back" and body.get("by") == PROBATION:
             self.rolled_back = at
             self.undone.append(body["from"])
@@ -82,31 +87,35 @@ class _Walk:
         if window:
             end = datetime.fromisoformat(window["end"])
             self.ends[kind] = max(end, self.ends.get(kind, end))
-        if kind != "gate":
+        if kind == "calibration_gate":
+            self.unmended += self._map == "harm" and not body.get("promote", False)
             return
-        if not body["promote"]:
+        if not body.get("promote", False):
             before = self.refused.get(self._trigger, Refused(0, 0))
             self.refused[self._trigger] = Refused(before.times + 1, self._look.get("history", 0))
         told = self._look.get("staleness")
         if told and told["low"] is not None:
             self.judged += 1
-            self.right += (told["low"] > 0) == body["promote"]
+            self.right += (told["low"] > 0) == body.get("promote", False)
 
     def _decided(self, body: Mapping[str, Json]) -> None:
-        decision = body["decision"]
-        look = body["evidence"] or {}
-        if look:
-            self._looked(look)
-        if decision["action"] == Action.RETRAIN:
-            self._trigger, self._look = decision["trigger"], look
+        decision, look = body.get("decision") or {}, body.get("evidence") or {}
+        self._looked(look)
+        action, trigger = decision.get("action"), decision.get("trigger", "")
+        if action == Action.RETRAIN:
+            self._trigger, self._look = trigger, look
+        elif action == Action.RECALIBRATE:
+            self._map = trigger
 
     def _looked(self, look: Mapping[str, Json]) -> None:
         """A window in which nothing could be tested neither ends a run of drift nor prolongs it."""
-        window = Window(*(datetime.fromisoformat(look["window"][k]) for k in ("start", "end")))
-        if look["state"] == State.STABLE:
+        state, told = look.get("state"), look.get("window")
+        if state == State.STABLE:
             self.drifted.clear()
-        elif look["state"] == State.DRIFT and not (self.drifted and self.drifted[-1] == window):
-            self.drifted.append(window)
+        elif state == State.DRIFT and told:
+            window = Window(*(datetime.fromisoformat(told[edge]) for edge in ("start", "end")))
+            if not (self.drifted and self.drifted[-1] == window):
+                self.drifted.append(window)
 
 
 def _trained(body: Mapping[str, Json]) -> bool:

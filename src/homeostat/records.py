@@ -254,6 +254,7 @@ class Look:
     level: float  # the chance of promoting harm that it could take
     promoted: bool
 
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Challengers that one trigger set off in a row, and that the gate refused."""
@@ -270,7 +271,6 @@ class Past:
     looked_until: datetime | None = None  # end of the newest rows that a gate has used
     trained_rows: int = 0  # labelled rows that the champion was trained on
     looks: tuple[Look, ...] = ()  # of the gate, in order of time
-=======
     mapped_until: datetime | None = None  # end of the newest rows that judged a recalibration
     trained_at: datetime | None = None  # when the champion's model was trained
     trainings: tuple[datetime, ...] = ()  # of every challenger, as `last_training`
@@ -280,6 +280,7 @@ class Past:
     # many; see `past`
     rolled_back: datetime | None = None  # when the loop last went back from a worse champion
     undone: tuple[str, ...] = ()  # releases from which it went back
+    unmended: int = 0  # maps in a row that were tried for harm, and that the gate refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,12 +45,12 @@ def stretch(
 ) -> Window | None:
     """The rows that can judge a recalibration now; None while they span too little time.
 
-    They are newer than those of the last such look, and newer than the model's training rows by a
-    window, on which a first map can be fitted. They end at `mature` and span `monitor.window` and
-    `gate.min_blocks` at least.
+    They are newer than those of the last such look, and by a window newer than what the model or
+    its map was fitted on: before, the rule has no map, or has the one that serves. They end at
+    `mature` and span `monitor.window` and `gate.min_blocks` at least.
     """
     length, block = settings.monitor.window, settings.monitor.block
-    start = champion.cutoff + length
+    start = champion.seen_until + length
     start = start if looked_until is None else max(start, looked_until)
     least = max(length, settings.gate.min_blocks * block)
     return Window(start, mature) if mature - start >= least else None

@@ -173,6 +173,10 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
+FAILED = ("held", "training_failed", "calibration_failed", "rollback_failed", "not_promoted")
+"""Kinds of line after which a turn held, whatever was decided."""
+
+
 def newest_turn(lines: Sequence[Mapping[str, Json]], evidence: Evidence | None) -> Outcome | None:
     """The newest decision in the audit chain and what came of it; None before the first."""
     begins = [place for place, line in enumerate(lines) if line["kind"] == "decided"]
@@ -181,10 +185,11 @@ def newest_turn(lines: Sequence[Mapping[str, Json]], evidence: Evidence | None) 
     turn = lines[begins[-1] :]
     decided = {**turn[0]["body"]["decision"]}
     for line in turn:
-        if line["kind"] in ("held", "training_failed", "not_promoted"):
+        if line["kind"] in FAILED:
             decided |= {"action": "hold", "trigger": line["kind"], "reason": line["body"]["reason"]}
     decided["action"] = Action(decided["action"])
-    gates = [{**line["body"]} for line in turn if line["kind"] == "gate"]
+    judged = ("gate", "calibration_gate")
+    gates = [{**line["body"]} for line in turn if line["kind"] in judged]
     return Outcome(
         at=datetime.fromisoformat(turn[0]["at"]),
         decision=Decision(**decided),

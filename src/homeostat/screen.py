@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from homeostat import quarantine, report
+from homeostat import approval, quarantine, report
 from homeostat.audit import jsonable
 from homeostat.errors import HomeostatError
 from homeostat.page import shown
@@ -198,9 +198,10 @@ def status(project: Project, *, as_json: bool, markdown: bool) -> None:
     champion, last = project.releases.champion(), report.read(reports)
     turn = report.newest_turn(project.audit.lines(), last)
     sealed, held = project.journal.sealed, quarantine.held(project.audit.lines())
+    waits = approval.waiting(project.audit.lines())
     if as_json:
         told = {"champion": champion, "evidence": last, "last": turn, "sealed": sealed}
-        document({**told, "quarantined": held})
+        document({**told, "quarantined": held, "waiting": waits})
     elif markdown:
         shown = turn or last
         print(report.summary(shown) if shown else "No window was looked at yet.")
@@ -214,6 +215,11 @@ def status(project: Project, *, as_json: bool, markdown: bool) -> None:
             say("No window was looked at yet: run `homeostat monitor`.")
         else:
             evidence(last, reports, as_json=False)
+        for each in waits:
+            say(
+                f"{each.release[:12]} ({each.kind}) waits since {each.since:%Y-%m-%d %H:%M} UTC "
+                f"for `homeostat approve`: {each.reason}"
+            )
         if held:
             say(f"{len(held)} stretches of served rows are quarantined: see `homeostat quarantine`")
             _quarantines(held)

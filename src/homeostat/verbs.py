@@ -1,4 +1,5 @@
-"""The verbs that take files and data: adopt, score, labels, log, quarantine, replay, the demo.
+"""The verbs that take files, data or ids: adopt, approve, score, labels, log, quarantine, replay,
+the demo.
 
 The command line registers them among its own; they take the same options, which stand here. Each
 gives what one room came to, as a line for people or a JSON document.
@@ -6,6 +7,7 @@ gives what one room came to, as a line for people or a JSON document.
 
 from __future__ import annotations
 
+import getpass
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
@@ -52,6 +54,28 @@ def adopt(
     with screen.working("reading and trying the model"):
         project, outcome = adoption.adopt(folder, model, data, target=target, time=time)
     screen.outcome(outcome, project.settings.path("reports"), as_json=as_json)
+
+
+def approve(
+    release: Annotated[str, typer.Argument(help="Id of a release that waits; see status.")],
+    by: Annotated[
+        str | None, typer.Option(help="Who approves, for the audit chain; the user if unset.")
+    ] = None,
+    folder: Folder = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Let a release serve that the gate promoted and that waits (decide.mode is approve)."""
+    project = load_project(folder)
+    with project.loop() as loop:
+        outcome = loop.approve(release, by or _user())
+    screen.outcome(outcome, project.settings.path("reports"), as_json=as_json)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user may have no name
+        return "unknown"
 
 
 def score(

@@ -63,16 +63,21 @@ class Subject:
     calibrator: Calibrator | None = None  # undone where predictions are compared with the reference
 
     @classmethod
-    def of(cls, champion: Release, held: Mapping[str, bytes]) -> Subject:
+    def of(
+        cls, champion: Release, held: Mapping[str, bytes], base: Release | None = None
+    ) -> Subject:
         """From the objects `schema`, `reference` and `reference_sample` of a release, and
         `importance`, `traits`, `segments` and `calibrator` where it has them.
+
+        `base` is the release with which the champion's model began to serve: what that was judged
+        at stays the baseline, so that a map which mends little does not hide that it does.
         """
         return cls(
             release=champion.id,
             schema=Schema.from_json(held["schema"]),
             reference=Profile.from_bytes(held["reference"]),
             sample=pq.read_table(io.BytesIO(held["reference_sample"])),
-            baseline=_baseline(champion),
+            baseline=_baseline(base or champion),
             importance=importance.read(held.get("importance")),
             cutoff=champion.cutoff,
             traits=Traits.from_bytes(held["traits"]) if "traits" in held else None,

@@ -1,0 +1,184 @@
+"""Probation: a champion that turns out worse than what it replaced is taken back, and only then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from remedy_fixtures import Stage, binary
+
+from homeostat import probation
+from homeostat.records import Action, Candidate, Sent, TrainingRows
+from homeostat.testing import START
+
+SAME = binary()
+QUIET = {"growth": 0, "recalibrate": False}
+BAD = """
+    target = target.sample(frac=1, random_state=0).to_numpy()
+"""
+
+
+def promoted_unseen(stage: Stage, *, bad: bool) -> str:
+    """Promote a challenger that no gate has judged, as a bug in one might; its release."""
+    script = stage.script.read_text()
+    if bad:
+        stage.script.write_text(script.replace('frame.pop("target")', 'frame.pop("target")' + BAD))
+    loop = replace(stage.loop, gated=False)
+    found = loop._challenger.retrain(stage.releases.champion(), stage.clock.now())
+    release = loop._promote(found.candidate, found.verdict, stage.clock.now())
+    stage.script.write_text(script)
+    return release.id
+
+
+@pytest.fixture(scope="module", params=["auto", "observe"])
+def worse(request, tmp_path_factory):
+    """A promotion that should not have been, and the two weeks that followed it."""
+    rules = {"decide": {**QUIET, "mode": request.param}}
+    stage = Stage(tmp_path_factory.mktemp(request.param), SAME, settings=rules)
+    stage.turn(1)
+    first = stage.releases.champion().id
+    bad = promoted_unseen(stage, bad=True)
+    return stage, first, bad, stage.turn(2), request.param
+
+
+def test_a_worse_champion_is_rolled_back_once_its_labels_have_come(worse):
+    stage, first, bad, outcomes, mode = worse
+    if mode == "observe":
+        assert outcomes[0].decision.trigger == "observe"
+        assert "Would roll back" in outcomes[0].decision.reason
+        assert stage.releases.champion().id == bad
+        return
+    assert outcomes[0].decision.action is Action.ROLL_BACK
+    assert outcomes[0].decision.trigger == "probation"
+    assert "worse" in outcomes[0].decision.reason
+    assert outcomes[0].release == first == stage.releases.champion().id
+    (told,) = stage.bodies("rolled_back")
+    assert (told["from"], told["release"], told["by"]) == (bad, first, "probation")
+    assert stage.audit.past().undone == (bad,)
+
+
+def test_each_look_is_taken_once_on_rows_newer_than_both(worse):
+    stage, first, bad, _, _ = worse
+    looks = stage.bodies("probation")
+    assert [look["look"] for look in looks] == [1]
+    (look,) = looks
+    assert (look["release"], look["replaced"]) == (bad, first)
+    start = look["window"]["start"]
+    assert start >= stage.releases.get(bad).seen_until.isoformat()
+    assert look["level"] == pytest.approx(0.05 / 4)
+
+
+def test_what_was_taken_back_is_not_on_probation_again_and_not_trained_again_at_once(worse):
+    _, _, _, outcomes, mode = worse
+    if mode == "observe":
+        assert outcomes[1].decision.trigger == "observe"  # it is still worse, and said so again
+        return
+    assert outcomes[1].decision.action is Action.HOLD
+    assert outcomes[1].evidence.trial is None
+
+
+def test_a_champion_that_is_as_good_stays_through_all_its_looks_and_then_is_let_be(tmp_path):
+    stage = Stage(tmp_path, SAME, settings={"decide": QUIET})
+    stage.turn(1)
+    good = promoted_unseen(stage, bad=False)
+    stage.turn(6)
+    assert stage.releases.champion().id == good
+    assert [look["look"] for look in stage.bodies("probation")] == [1, 2, 3, 4]
+    assert not any(look["worse"] for look in stage.bodies("probation"))
+
+
+def test_a_false_alarm_over_all_looks_is_as_rare_as_was_asked(tmp_path):
+    """Two models of the same rows but a few: over many seeds, hardly one is called worse."""
+    alarms = 0
+    for seed in range(6):
+        root = tmp_path / str(seed)
+        root.mkdir()
+        stage = Stage(root, SAME, settings={"decide": QUIET}, seed=seed)
+        stage.turn(1)
+        promoted_unseen(stage, bad=False)
+        stage.turn(4)
+        alarms += bool(stage.bodies("rolled_back"))
+    assert alarms <= 1
+
+
+def test_without_probation_nothing_is_looked_at(tmp_path):
+    stage = Stage(tmp_path, SAME, settings={"decide": {**QUIET, "probation": 0}})
+    stage.turn(1)
+    promoted_unseen(stage, bad=True)
+    stage.turn(2)
+    assert stage.bodies("probation") == []
+
+
+def test_a_turn_killed_between_the_look_and_the_rollback_is_finished_by_the_next(
+    tmp_path, monkeypatch
+):
+    stage = Stage(tmp_path, SAME, settings={"decide": QUIET})
+    stage.turn(1)
+    first = stage.releases.champion().id
+    promoted_unseen(stage, bad=True)
+    stage.serve()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(stage.releases), "roll_back", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage.loop.step()
+    assert stage.bodies("probation")[-1]["worse"]
+    assert stage.loop.step().release == first
+    assert len(stage.bodies("probation")) == 1
+
+
+def test_a_look_that_fails_leaves_the_champion_and_says_why(tmp_path, monkeypatch):
+    stage = Stage(tmp_path, SAME, settings={"decide": QUIET})
+    stage.turn(1)
+    bad = promoted_unseen(stage, bad=True)
+    monkeypatch.setattr(probation.lineage, "losses", lambda *_: 1 / 0)
+    stage.turn(1)
+    assert stage.releases.champion().id == bad
+    (told,) = stage.bodies("probation_failed")
+    assert "ZeroDivisionError" in told["reason"]
+
+
+def test_the_same_challenger_is_not_tried_again(tmp_path):
+    stage = Stage(tmp_path, SAME, settings={"decide": QUIET, "training": {"refit": False}})
+    stage.turn(1)
+    bad = promoted_unseen(stage, bad=True)
+    stage.turn(1)
+    assert stage.audit.past().undone == (bad,)
+    candidate = Candidate(
+        kind="retrain",
+        parent=stage.releases.champion().id,
+        objects={},
+        training=TrainingRows(1, START, START, START, stage.releases.get(bad).training.sha256),
+        seconds=0.0,
+        params=stage.releases.get(bad).manifest["params"],
+        versions={},
+        seed=0,
+    )
+    challenger = stage.loop._challenger
+    assert challenger._undone(candidate)
+    other = replace(candidate, params={"estimator": "Other"})
+    assert not challenger._undone(other)
+    newer = replace(candidate, training=replace(candidate.training, sha256="0" * 64))
+    assert not challenger._undone(newer)
+
+
+def test_people_are_told_of_a_rollback_and_why(tmp_path):
+    said = []
+
+    class Heard:
+        def send(self, title, body):
+            said.append((title, body))
+            return Sent(1)
+
+    stage = Stage(tmp_path, SAME, settings={"decide": QUIET})
+    stage.loop = stage.turning(alerts=Heard())
+    stage.turn(1)
+    promoted_unseen(stage, bad=True)
+    stage.loop.monitor()
+    stage.turn(1)
+    title, body = said[-1]
+    assert title == "homeostat: rolled back"
+    assert "The champion is worse" in body
