@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from homeostat.audit import GENESIS, ChainAudit, canonical, jsonable
 from homeostat.errors import AuditError
-from homeostat.records import Action, Decision, Interval, Look, Window
+from homeostat.past import Look
+from homeostat.records import Action, Decision, Interval, Window
 
 AT = datetime(2013, 2, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from report_fixtures import calm, drift
 
 from homeostat.decide import asked, decide, policy
+from homeostat.past import Past, Refused
 from homeostat.records import (
     Action,
     ColumnDrift,
@@ -19,9 +20,7 @@ from homeostat.records import (
     Finding,
     Hurts,
     Interval,
-    Past,
     Performance,
-    Refused,
     Staleness,
     State,
     Trial,

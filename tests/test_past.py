@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from homeostat.audit import jsonable
-from homeostat.past import past
-from homeostat.records import Past, Refused, Window
+from homeostat.past import Past, Refused, past
+from homeostat.records import Window
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from homeostat.records import Look
+from homeostat.past import Look
 from homeostat.settings import Gate
 from homeostat.wealth import YEAR, level
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
@@ -22,8 +22,8 @@ from typing import Any
 from homeostat import files
 from homeostat.contracts import Audit
 from homeostat.errors import AuditError, cause
-from homeostat.past import past
-from homeostat.records import Candidate, Evidence, Json, Past, utc
+from homeostat.past import Past, past
+from homeostat.records import Candidate, Evidence, Json, utc
 
 GENESIS = "0" * 64
 """What the first line names as the hash of the line before it."""

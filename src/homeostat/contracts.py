@@ -15,13 +15,13 @@ from typing import ParamSpec, Protocol, TypeVar
 import pyarrow as pa
 
 from homeostat.entries import Appended, Labelled, Refusal, Sealed
+from homeostat.past import Past
 from homeostat.records import (
     Candidate,
     Decision,
     Evidence,
     Json,
     Outcome,
-    Past,
     Queried,
     Release,
     Sent,

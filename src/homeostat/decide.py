@@ -14,7 +14,8 @@ from functools import partial
 
 from homeostat import reasons
 from homeostat.contracts import Policy
-from homeostat.records import Action, Decision, Evidence, Hurts, Past, State, Window
+from homeostat.past import Past
+from homeostat.records import Action, Decision, Evidence, Hurts, State, Window
 from homeostat.settings import Decide
 
 DAY = timedelta(days=1)

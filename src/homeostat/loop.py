@@ -37,7 +37,7 @@ from homeostat.errors import ReleaseError, cause
 from homeostat.holdout import before
 from homeostat.monitor import Journalled, Subject, examine, failed
 from homeostat.notes import Note
-from homeostat.past import PROBATION
+from homeostat.past import PROBATION, Past
 from homeostat.records import (
     Action,
     Candidate,
@@ -45,7 +45,6 @@ from homeostat.records import (
     Evidence,
     Json,
     Outcome,
-    Past,
     Release,
     State,
     Trial,

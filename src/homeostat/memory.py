@@ -21,8 +21,8 @@ from homeostat.entries import Appended, Labelled, Refusal, Sealed
 from homeostat.errors import ConflictError, JournalError, ReleaseError
 from homeostat.journal import join, jsonl, shape
 from homeostat.order import ordered
-from homeostat.past import past
-from homeostat.records import EPOCH, Candidate, Evidence, Json, Past, Release, Verdict, Window
+from homeostat.past import Past, past
+from homeostat.records import EPOCH, Candidate, Evidence, Json, Release, Verdict, Window
 from homeostat.release import released
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 

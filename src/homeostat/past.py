@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from homeostat.records import Action, Json, Look, Past, Refused, State, Window
+from homeostat.records import Action, Json, State, Window
 
 TRAININGS = frozenset({"trained", "training_failed"})
 """Kinds of line that count as a training: a failed fit cools down like one that came through. The
@@ -18,6 +18,43 @@ very first release sets no cool-down off, so its kind `first` does not count."""
 
 PROBATION = "probation"
 """Who went back, in a line of kind `rolled_back`, where it was the loop itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One test of the gate, on rows of its own."""
+
+    at: datetime
+    level: float  # the chance of promoting harm that it could take
+    promoted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Challengers that one trigger set off in a row, and that the gate refused."""
+
+    times: int
+    history: int  # labelled rows when the last of them was trained
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the decision must know of earlier decisions; read from the audit chain."""
+
+    last_training: datetime | None = None  # when the last challenger trained, promoted or not
+    looked_until: datetime | None = None  # end of the newest rows that a gate has used
+    trained_rows: int = 0  # labelled rows that the champion was trained on
+    looks: tuple[Look, ...] = ()  # of the gate, in order of time
+    mapped_until: datetime | None = None  # end of the newest rows that judged a recalibration
+    trained_at: datetime | None = None  # when the champion's model was trained
+    trainings: tuple[datetime, ...] = ()  # of every challenger, as `last_training`
+    refused: Mapping[str, Refused] = field(default_factory=dict)  # by trigger, since a promotion
+    drifted: tuple[Window, ...] = ()  # that drifted in a row up to the last look, newest first
+    probes: tuple[int, int] = (0, 0)  # how often the twins' word agreed with the gate's, and of how
+    # many; see `past`
+    rolled_back: datetime | None = None  # when the loop last went back from a worse champion
+    undone: tuple[str, ...] = ()  # releases from which it went back
+    unmended: int = 0  # maps in a row that were tried for harm, and that the gate refused
 
 
 def past(lines: Sequence[Mapping[str, Json]]) -> Past:

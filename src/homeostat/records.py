@@ -197,12 +197,12 @@ class Trial:
     """How a champion does beside the release that it replaced, on rows newer than both."""
 
     release: str  # the promotion on probation
-    replaced: str  # the release that served before it, and would serve again
+    replaced: str  # the release that it replaced, and that would serve again
     look: int  # 1, 2, … up to `decide.probation`
     window: Window  # of the rows' event time
     champion: float  # mean loss of what serves
-    before: float  # mean loss of the release that was replaced
-    difference: float  # champion − before; above 0 the champion is worse
+    before: float  # of the replaced release; `difference` above 0: the champion is worse
+    difference: float
     p_value: float  # one-sided, of being worse; t on block means
     level: float  # at which this look says worse: that of all looks, shared out
     rows: int
@@ -247,43 +247,6 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One test of the gate, on rows of its own."""
-
-    at: datetime
-    level: float  # the chance of promoting harm that it could take
-    promoted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Challengers that one trigger set off in a row, and that the gate refused."""
-
-    times: int
-    history: int  # labelled rows when the last of them was trained
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What the decision must know of earlier decisions; read from the audit chain."""
-
-    last_training: datetime | None = None  # when the last challenger trained, promoted or not
-    looked_until: datetime | None = None  # end of the newest rows that a gate has used
-    trained_rows: int = 0  # labelled rows that the champion was trained on
-    looks: tuple[Look, ...] = ()  # of the gate, in order of time
-    mapped_until: datetime | None = None  # end of the newest rows that judged a recalibration
-    trained_at: datetime | None = None  # when the champion's model was trained
-    trainings: tuple[datetime, ...] = ()  # of every challenger, as `last_training`
-    refused: Mapping[str, Refused] = field(default_factory=dict)  # by trigger, since a promotion
-    drifted: tuple[Window, ...] = ()  # that drifted in a row up to the last look, newest first
-    probes: tuple[int, int] = (0, 0)  # how often the twins' word agreed with the gate's, and of how
-    # many; see `past`
-    rolled_back: datetime | None = None  # when the loop last went back from a worse champion
-    undone: tuple[str, ...] = ()  # releases from which it went back
-    unmended: int = 0  # maps in a row that were tried for harm, and that the gate refused
-
-
-@dataclass(frozen=True, slots=True)
 class Decision:
     """What to do, what set it off, and the numbers behind it."""
 
@@ -306,8 +269,8 @@ class TrainingRows:
     @classmethod
     def of(cls, body: Mapping[str, Json]) -> TrainingRows:
         """From the fields as a manifest holds them; raises KeyError, TypeError or ValueError."""
-        times = {name: datetime.fromisoformat(body[name]) for name in ("start", "cutoff", "as_of")}
-        return cls(rows=body["rows"], sha256=body["sha256"], **times)
+        edges = (datetime.fromisoformat(body[name]) for name in ("start", "cutoff", "as_of"))
+        return cls(body["rows"], *edges, sha256=body["sha256"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +364,7 @@ class Release:
     def calibration(self) -> TrainingRows | None:
         """The rows that its calibrator was fitted on; None without one."""
         told = self.manifest.get("calibration")  # manifests of releases without one lack it
-        return None if told is None else TrainingRows.of(told)
+        return told and TrainingRows.of(told)
 
     @property
     def cutoff(self) -> datetime:
@@ -411,8 +374,7 @@ class Release:
     @property
     def seen_until(self) -> datetime:
         """Every row that its model or its calibrator was fitted on occurred before this time."""
-        fitted = self.calibration
-        return self.cutoff if fitted is None else max(self.cutoff, fitted.cutoff)
+        return max(self.cutoff, (self.calibration or self.training).cutoff)
 
     @property
     def short(self) -> str:

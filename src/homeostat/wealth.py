@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from homeostat.records import Look
+from homeostat.past import Look
 from homeostat.settings import Gate
 
 SHARE = 0.1  # the wealth at first, and what each promotion adds
