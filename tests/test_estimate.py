@@ -258,6 +258,13 @@ def test_the_interval_is_the_windows_own_and_the_records_together():
     assert np.sqrt(reach**2 - error**2) == pytest.approx(own_reach(clicks(14)), rel=0.1)
 
 
+def test_a_metric_that_cannot_be_told_without_labels_says_so_beside_those_that_can():
+    found = at_week(clicks(14), YES, 13, metric="calibration_error")
+    assert (found.estimated, found.note) == (None, "calibration_error is not estimated.")
+    assert "accuracy" in found.estimates
+    assert at_week(clicks(14), YES, 13).note == ""
+
+
 def own_reach(rows):
     """Half the interval of the mean entropy of the last week, over its days."""
     p = np.asarray(rows.column("probability"))[-7 * PER_DAY :]

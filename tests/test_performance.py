@@ -169,6 +169,32 @@ def test_one_wild_day_leaves_the_root_of_a_mean_square_a_lower_bound_of_nought()
     assert found.high > found.value
 
 
+@pytest.mark.parametrize("since", [START + 7 * DAY, START + 30 * DAY])
+def test_a_champion_younger_than_any_label_has_no_baseline_of_another_metric(since):
+    rows, *_ = binary()
+    window = Window(START, START + 7 * DAY)
+    more = {"metric": "accuracy", "window": window, "since": since}
+    scope = Scope("r1", window.end, DAY, None, past=lambda within, schema: [rows], **more)
+    found = performance(rows, BINARY, scope)
+    assert (found.baseline, hurts(found)) == (None, Hurts.UNKNOWN)
+
+
+def test_the_first_window_is_no_baseline_before_it_is_over():
+    rows, *_ = binary()
+    told = []
+    for days in (3, 8):
+        window = Window(START + DAY * (days - 7), START + days * DAY)
+        more = {"metric": "accuracy", "window": window, "since": START}
+        scope = Scope("r1", window.end, DAY, None, past=lambda within, schema: [rows], **more)
+        told.append(performance(rows, BINARY, scope).baseline)
+    assert (told[0], told[1].rows) == (None, 400)
+
+
+def test_rows_that_were_all_looked_at_are_told_of_no_share_that_was_drawn():
+    rows, *_ = binary()
+    assert performance(rows, BINARY, SCOPE).extra == {"labelled_share": 1.0}
+
+
 def test_the_share_labelled_of_several_classes_goes_by_the_probability_of_the_one_that_was_said():
     output = np.random.default_rng(4).dirichlet(np.ones(3), 400)
     sure = output.max(axis=1) > np.median(output.max(axis=1))
