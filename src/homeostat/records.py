@@ -269,8 +269,9 @@ class TrainingRows:
     @classmethod
     def of(cls, body: Mapping[str, Json]) -> TrainingRows:
         """From the fields as a manifest holds them; raises KeyError, TypeError or ValueError."""
-        edges = (datetime.fromisoformat(body[name]) for name in ("start", "cutoff", "as_of"))
-        return cls(body["rows"], *edges, sha256=body["sha256"])
+        times = ("start", "cutoff", "as_of")
+        start, cutoff, as_of = (datetime.fromisoformat(body[name]) for name in times)
+        return cls(body["rows"], start, cutoff, as_of, body["sha256"])
 
 
 @dataclass(frozen=True, slots=True)
