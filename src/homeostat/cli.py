@@ -288,9 +288,12 @@ def verify(folder: Folder = HERE, as_json: AsJson = False) -> None:
 
     project = load_project(folder)
     lines, checked = project.audit.verify(), project.releases.verify()
-    trainings = project.releases.trainings()
+    trainings, maps = project.releases.trainings(), project.releases.calibrations()
     with screen.working("rebuilding training frames"):
-        found = frames(trainings, project.journal, project.releases, project.audit)
+        found = [
+            *frames(trainings, project.journal, project.releases, project.audit),
+            *frames(maps, project.journal, project.releases, project.audit),
+        ]
     forgets = project.settings.journal.keep is not None
     erased = project.journal.erased()
     if not screen.verified(lines, checked, found, erased, forgets=forgets, as_json=as_json):

@@ -374,7 +374,7 @@ class Release:
 
     @property
     def seen_until(self) -> datetime:
-        """Every row that its model or its calibrator was fitted on occurred before this time."""
+        """As `cutoff`, of its model and its calibrator."""
         return max(self.cutoff, (self.calibration or self.training).cutoff)
 
     @property

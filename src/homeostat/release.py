@@ -11,8 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -164,18 +163,18 @@ class FileReleases:
         return line
 
     def trainings(self) -> dict[str, TrainingRows]:
-        """The training rows of each release that is stored, champion once or not, by id; up to
-        those that its calibrator was fitted on, where it has one.
-        """
-        found = {}
+        """The rows that trained the model of each release that is stored, champion once or not."""
+        return {release.id: release.training for release in self._stored()}
+
+    def calibrations(self) -> dict[str, TrainingRows]:
+        """The rows that fitted the map of each release that is stored and has one, by id."""
+        found = {release.id: release.calibration for release in self._stored()}
+        return {name: rows for name, rows in found.items() if rows is not None}
+
+    def _stored(self) -> Iterator[Release]:
         for path in sorted((self._models / "manifests").glob("*.json")):
             if _ID.fullmatch(path.stem):
-                release = self.get(path.stem)
-                newest = (release.calibration or release.training).as_of
-                found[path.stem] = replace(
-                    release.training, cutoff=release.seen_until, as_of=newest
-                )
-        return found
+                yield self.get(path.stem)
 
     def verify(self) -> int:
         """Verify pointer, pre-signed rollback, and every byte of the line; how many releases."""

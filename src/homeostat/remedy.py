@@ -137,10 +137,14 @@ class _Scored:
         return np.asarray(1 - self.raw[hit])
 
 
+def _read(by: Challenge, schema: Schema, window: Window, now: datetime) -> pa.Table:
+    rows = by.journal.read(window, as_of=now, labelled=True, schema=schema)
+    return quarantine.sound(rows, by.audit, schema)
+
+
 def _scored(by: Challenge, champion: Release, window: Window, now: datetime) -> _Scored:
     schema = Schema.from_json(by.releases.object(champion, "schema"))
-    rows = by.journal.read(window, as_of=now, labelled=True, schema=schema)
-    rows = quarantine.sound(rows, by.audit, schema)
+    rows = _read(by, schema, window, now)
     if schema.target.task != "regression":
         rows = rows.filter(pc.is_in(rows.column("label"), pa.array(schema.target.classes)))
     model = by.releases.object(champion, "model")
@@ -193,6 +197,8 @@ def _made(by: Challenge, champion: Release, last: _Scored, now: datetime) -> Can
     buffer = io.BytesIO()
     pq.write_table(golden, buffer)
     times = last.rows.column("occurred_at")
+    window = Window(times[0].as_py(), times[-1].as_py() + MICROSECOND)
+    seen = _read(by, last.schema, window, now)  # with rows of classes that no map can learn
     candidate = Candidate(
         kind="recalibrate",
         parent=champion.id,
@@ -203,11 +209,11 @@ def _made(by: Challenge, champion: Release, last: _Scored, now: datetime) -> Can
         versions=manifest["versions"],
         seed=manifest["seed"],
         calibration=TrainingRows(
-            rows=last.rows.num_rows,
-            start=times[0].as_py(),
-            cutoff=times[-1].as_py() + MICROSECOND,
+            rows=seen.num_rows,
+            start=window.start,
+            cutoff=window.end,
             as_of=now,
-            sha256=frame_hash(last.rows, last.schema),
+            sha256=frame_hash(seen, last.schema),
         ),
     )
     by.query(candidate)

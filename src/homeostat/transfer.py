@@ -7,6 +7,7 @@ to the rows. An export read back by import is the same history.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,7 @@ from homeostat.build import Project
 from homeostat.entries import Appended, Erased, Labelled
 from homeostat.errors import HomeostatError, SchemaError
 from homeostat.journal import shape
+from homeostat.records import TrainingRows
 from homeostat.rowfile import TableFile
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 
@@ -145,12 +147,20 @@ def erase(
 
     with project.locked():
         now = datetime.now(UTC)
-        trainings = project.releases.trainings()
+        trainings = _seen(project)
         project.journal.erase(
             now, ids=ids, where=where, trainings=trainings, sure=agreed, finish=finish
         )
         counts["unfinished"] = len(project.journal.unfinished())
     return counts
+
+
+def _seen(project: Project) -> dict[str, TrainingRows]:
+    """The rows that model and map of each release have seen, as one stretch."""
+    seen = project.releases.trainings()
+    for release, rows in project.releases.calibrations().items():
+        seen[release] = replace(seen[release], cutoff=rows.cutoff, as_of=rows.as_of)
+    return seen
 
 
 def load(project: Project, file: Path, progress: Progress | None = None) -> dict[str, int]:
