@@ -8,6 +8,7 @@ that is never served; with ever more ridge either becomes the identity.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -99,20 +100,27 @@ def _multiclass(logs: Floats, onehot: Floats, *, scales: int) -> Objective:
 
 def _minimum(objective: Objective, identity: list[float], ridge: float) -> Floats:
     from scipy.optimize import minimize
-    from threadpoolctl import threadpool_limits
 
     def penalised(theta: Floats) -> tuple[float, Floats]:
         loss, slope = objective(theta)
         away = theta - identity
         return loss + ridge / 2 * float(away @ away), slope + ridge * away
 
-    with threadpool_limits(1):  # more threads stall whatever runs beside them
+    with _threads().limit(limits=1):  # more threads stall whatever runs beside them
         found = minimize(
             penalised, identity, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9}
         )
     if not np.isfinite(found.x).all():
         raise TrainingError("the calibrator did not converge to finite numbers.")
     return np.asarray(found.x)
+
+
+@cache
+def _threads() -> Any:
+    """The libraries that were loaded at the first fit; to look for them takes as long as a fit."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _line(output: Floats, labels: Floats, ridge: float) -> Calibrator:

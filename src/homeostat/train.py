@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from homeostat import fit, levels, script, twin
 from homeostat.contracts import Engine
 from homeostat.errors import SchemaError, TrainingError, cause
+from homeostat.fit import Fitted
 from homeostat.infer import infer
 from homeostat.records import Candidate, Queried, TrainingRows
 from homeostat.rowhash import frame_hash
@@ -117,14 +118,10 @@ class ScriptTrainer:
         first release has no feature of a name in `segments`.
         """
         rows = rows.sort_by([("occurred_at", "ascending"), ("prediction_id", "ascending")])
-        self._check(rows, schema, cutoff)
         if parent is None:
             # Nothing serves yet, so that a wrong name costs least; later on the monitor tells.
             levels.check(schema.features, self._segments)
-        job = fit.Job(
-            self._script, self._root, self._project.seed, self._block, trial, self._segments
-        )
-        fitted = self._engine.run(fit.fit, job, rows, schema)
+        fitted = self.fitted(rows, schema, cutoff=cutoff, trial=trial)
         return Candidate(
             kind="first" if parent is None else "retrain",
             parent=parent,
@@ -142,6 +139,16 @@ class ScriptTrainer:
             seed=self._project.seed,
             log=fitted.log,
         )
+
+    def fitted(self, rows: pa.Table, schema: Schema, *, cutoff: datetime, trial: bool) -> Fitted:
+        """What the script makes of rows that are in order, as `fit` checks them; no hash is taken,
+        so it is no candidate.
+        """
+        self._check(rows, schema, cutoff)
+        job = fit.Job(
+            self._script, self._root, self._project.seed, self._block, trial, self._segments
+        )
+        return self._engine.run(fit.fit, job, rows, schema)
 
     def score(
         self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None

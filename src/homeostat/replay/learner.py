@@ -8,6 +8,7 @@ window.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,6 @@ from homeostat.contracts import Engine, Trainer
 from homeostat.entries import Refusal
 from homeostat.errors import TrainingError
 from homeostat.records import Candidate, Queried
-from homeostat.rowhash import frame_hash
 from homeostat.schema import SYSTEM, Schema
 from homeostat.scoring import Calibrator, outputs, row_losses, tabulate
 
@@ -82,7 +82,7 @@ class Shared:
     trainer: Trainer
     engine: MeteredEngine
     schema: Schema
-    fits: dict[tuple[str, str, bool], tuple[Candidate, float]] = field(default_factory=dict)
+    fits: dict[tuple[bytes, str, bool], tuple[Candidate, float]] = field(default_factory=dict)
     answers: dict[tuple[bytes, bytes, int], Served] = field(default_factory=dict)
 
     def fit(
@@ -91,7 +91,7 @@ class Shared:
         """A candidate without parent, and the CPU seconds of its fit."""
         if not rows.num_rows:
             raise TrainingError("no row has a label that is old enough to be learned from.")
-        key = frame_hash(rows, schema), schema.to_json(), trial
+        key = _ids(rows), schema.to_json(), trial
         if key not in self.fits:
             made = self.trainer.fit(
                 rows, schema, cutoff=cutoff, as_of=as_of, parent=None, trial=trial
@@ -156,6 +156,12 @@ def _refused(rows: pa.Table, schema: Schema) -> tuple[NDArray[np.bool_], tuple[R
             refusals += [Refusal("null_not_allowed", feature.name)] * int(null.sum())
             refused |= null
     return refused, tuple(refusals)
+
+
+def _ids(rows: pa.Table) -> bytes:
+    """A hash of the rows' ids in order: in one replay an id stands for its row and its label."""
+    ids = rows.column("prediction_id").to_pylist()
+    return hashlib.sha256(json.dumps(ids).encode()).digest()
 
 
 class PolicyTrainer:

@@ -93,18 +93,12 @@ def made(work: Work, step: int, losses_at: Path, *, recent: bool, maps: bool) ->
         raise TrainingError("no row has a label that is old enough to be learned from.")
     until = work.since(step, recent=recent)[1]
     engine = MeteredEngine(_Here())
-    candidate = _trainer(work, engine).fit(
-        rows,
-        work.schema,
-        cutoff=EPOCH + until * MICROSECOND,
-        as_of=EPOCH + work.starts[step] * MICROSECOND,
-        parent=None,
-        trial=True,
-    )
-    schema = Schema.from_json(candidate.objects["schema"])
+    cutoff = EPOCH + until * MICROSECOND
+    fitted = _trainer(work, engine).fitted(rows, work.schema, cutoff=cutoff, trial=True)
+    schema = Schema.from_json(fitted.objects["schema"])
     # Rows that came before it but are too young to have taught it are the first to calibrate it.
     first = int(np.searchsorted(held.times, until)) if maps else work.edges[step]
-    scorer = Scorer(fit.unpickled(candidate.objects["model"]), schema)
+    scorer = Scorer(fit.unpickled(fitted.objects["model"]), schema)
     output, loss = _answers(scorer, held, first)
     scored = time.process_time()
     from_step = loss[work.edges[step] - first :]

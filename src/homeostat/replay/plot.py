@@ -22,6 +22,7 @@ from homeostat.replay.track import Mark
 SIGNS = {"retrain": "o", "recalibrate": "D", "roll_back": "<"}
 SIZES = {"o": 6, "D": 4, "<": 7}
 HARM = "#b91c1c"
+COLORS = ("#2563a8", "#d97706", "#15803d", "#7c3aed", "#0891b2", "#a16207", "#db2777", "#4d7c0f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def draw(path: Path | str, starts: Sequence[datetime], lines: Sequence[Line], me
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4.4, tall])
         for row, line in enumerate(lines):
             values = [math.nan if value is None else value for value in line.values]
-            color = FAINT if line.faded else f"C{row % 10}"
+            color = FAINT if line.faded else COLORS[row % len(COLORS)]
             style = "--" if line.faded else "-"
             upper.plot(_times(starts), values, label=line.name, color=color, lw=1.4, ls=style)
             _done(lower, row, line, color)
@@ -57,7 +58,7 @@ def draw(path: Path | str, starts: Sequence[datetime], lines: Sequence[Line], me
         lower.set_ylim(len(lines) - 0.5, -0.5)
         lower.set_title(
             "What was done: circle retrain, diamond recalibration, triangle rollback; hollow: "
-            "refused; red: did harm",
+            "refused; red cross: did harm",
             loc="left",
             fontsize=8,
         )
@@ -70,10 +71,11 @@ def _done(axes: Any, row: int, line: Line, color: str) -> None:
     axes.axhline(row, color="#eef1f5", lw=1, zorder=0)
     for mark in line.marks:
         sign = SIGNS[mark.kind]
-        shown = HARM if mark.harmful else color
-        inside = shown if mark.promoted else "white"
+        inside = color if mark.promoted else "white"
         at, size = _times([mark.at]), SIZES[sign]
-        axes.plot(at, [row], sign, ms=size, mfc=inside, mec=shown, mew=1.1)
+        axes.plot(at, [row], sign, ms=size, mfc=inside, mec=color, mew=1.1)
+        if mark.harmful:
+            axes.plot(at, [row], "x", ms=size + 6, mec=HARM, mew=1.8)
 
 
 def _times(moments: Sequence[datetime]) -> Any:
