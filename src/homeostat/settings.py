@@ -224,7 +224,7 @@ class Training(_Section):
     )
     min_rows: int = Field(200, ge=10, description="Fewer labelled rows: no training.")
     recent: float = Field(
-        0.25,
+        0.0,
         ge=0,
         lt=1,
         description="Newest share of the labelled rows from which a second challenger learns, "
