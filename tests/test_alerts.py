@@ -9,8 +9,8 @@ import pytest
 
 from homeostat.alerts import NoAlerts, alerts, standings, tell
 from homeostat.audit import ChainAudit
+from homeostat.entries import Sent
 from homeostat.errors import SettingsError
-from homeostat.records import Sent
 
 # Apprise imports it, and tells about it on Python 3.11 and 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")

@@ -8,8 +8,9 @@ import pytest
 from remedy_fixtures import FIRST, Stage, binary, changed
 
 from homeostat import approval
+from homeostat.entries import Sent
 from homeostat.errors import ReleaseError
-from homeostat.records import Action, Sent
+from homeostat.records import Action
 
 TRUTH = changed(binary(), binary(bias=2.0), FIRST + 1)
 RULES = {"decide": {"mode": "approve", "growth": 0}}

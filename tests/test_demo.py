@@ -162,7 +162,8 @@ def test_the_weeks_add_up_and_say_what_was_decided_at_their_end(shown):
     promoted = [outcome.promoted for outcome in outcomes[1:]]
     assert [week.decision == "promoted" for week in result.weeks] == promoted
     assert result.promotions == sum(promoted) >= 1
-    assert result.retrains == sum(outcome.verdict is not None for outcome in outcomes[1:])
+    judged = [outcome.decision.action for outcome in outcomes[1:] if outcome.verdict is not None]
+    assert result.retrains == judged.count(Action.RETRAIN)
     assert result.harmful_promotions == 0
     before = [promoted.index(True), promoted.index(True) + 1]
     assert all(week.served == week.frozen for week in result.weeks[: before[0] + 1])
@@ -173,7 +174,7 @@ def test_the_summary_has_the_fields_of_the_contract_and_the_picture_is_one(shown
     result = shown[3]
     summary = json.loads(json.dumps(result.summary(), allow_nan=False))
     assert list(summary) == [
-        "rows", "frozen", "served", "relative_gain", "retrains", "promotions",
+        "rows", "frozen", "served", "relative_gain", "retrains", "recalibrations", "promotions",
         "harmful_promotions", "seconds",
     ]  # fmt: skip
     assert list(summary["frozen"]) == list(summary["served"]) == ["log_loss", "auc"]

@@ -31,6 +31,7 @@ from loop_fixtures import (
 
 from homeostat.build import load_project
 from homeostat.engines import LocalEngine
+from homeostat.entries import Sent
 from homeostat.errors import (
     HomeostatError,
     JournalError,
@@ -38,7 +39,7 @@ from homeostat.errors import (
     TrainingError,
     VerificationError,
 )
-from homeostat.records import Action, Hurts, Sent, State, Window
+from homeostat.records import Action, Hurts, State, Window
 from homeostat.report import FileReporter
 from homeostat.testing import START
 

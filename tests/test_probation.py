@@ -8,7 +8,8 @@ import pytest
 from remedy_fixtures import Stage, binary
 
 from homeostat import probation
-from homeostat.records import Action, Candidate, Sent, TrainingRows
+from homeostat.entries import Sent
+from homeostat.records import Action, Candidate, TrainingRows
 from homeostat.testing import START
 
 SAME = binary()

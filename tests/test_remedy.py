@@ -18,6 +18,7 @@ from homeostat import champion as server
 from homeostat import lineage, remedy
 from homeostat.errors import TrainingError, cause
 from homeostat.loop import Loop
+from homeostat.rebuild import frames
 from homeostat.records import Action, TrainingRows, Window
 from homeostat.schema import Schema, Target
 from homeostat.scoring import Calibrator, outputs, tabulate, uncalibrated
@@ -338,3 +339,15 @@ def test_training_rows_come_back_from_the_manifest(shifted):
     golden = pq.read_table(io.BytesIO(shifted.releases.object(release, "golden")))
     assert pickle.loads(shifted.releases.object(release, "model")) is not None
     assert golden.num_rows > 0
+
+
+def test_the_rows_that_fitted_a_map_are_rebuilt_to_the_hash_that_the_release_names(mended):
+    stage, _, _ = mended
+    maps = {
+        release.id: release.calibration
+        for release in stage.releases.line()
+        if release.calibration is not None
+    }
+    assert maps
+    found = frames(maps, stage.journal, stage.releases, stage.audit)
+    assert {frame.result for frame in found} == {"same"}

@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from homeostat.contracts import Alerts, Audit
+from homeostat.entries import Sent
 from homeostat.errors import SettingsError, cause
-from homeostat.records import Action, Json, Sent, State
+from homeostat.records import Action, Json, State
 
 LOGGER = logging.getLogger(__name__)
 LOOSE_TONGUES = ("apprise", "urllib3")

@@ -14,7 +14,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 import pyarrow as pa
 
-from homeostat.entries import Appended, Labelled, Refusal, Sealed
+from homeostat.entries import Appended, Labelled, Refusal, Sealed, Sent
 from homeostat.past import Past
 from homeostat.records import (
     Candidate,
@@ -24,7 +24,6 @@ from homeostat.records import (
     Outcome,
     Queried,
     Release,
-    Sent,
     Verdict,
     Window,
 )

@@ -1,7 +1,7 @@
 """What is given to the journal, and what it says became of it.
 
 Frozen values, as those of `records`: rows and refusals that are to be written, and counts of what
-was written, labelled, sealed or erased.
+was written, labelled, sealed or erased; and what became of a message.
 """
 
 from __future__ import annotations
@@ -119,3 +119,11 @@ class Refusal:
 
     code: str
     field: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of a message to people."""
+
+    taken: int  # addresses that took it
+    problems: tuple[str, ...] = ()  # one for each other address, which is named by its number

@@ -398,11 +398,3 @@ class Outcome:
         """The same turn, in which nothing was done after all."""
         wanted = replace(self.decision, action=Action.HOLD, trigger=trigger, reason=reason)
         return replace(self, decision=wanted)
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """What became of a message to people."""
-
-    taken: int  # addresses that took it
-    problems: tuple[str, ...] = ()  # one for each other address, which is named by its number

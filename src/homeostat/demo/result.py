@@ -22,7 +22,7 @@ from homeostat.build import Project
 from homeostat.contracts import Trainer
 from homeostat.demo.stream import WEEK
 from homeostat.hindsight import Aftermath, regrets
-from homeostat.records import Outcome, Window
+from homeostat.records import Action, Outcome, Window
 from homeostat.schema import TIMESTAMP, Schema
 from homeostat.scoring import losses, outputs
 
@@ -56,6 +56,7 @@ class Result:
     served: Quality
     relative_gain: float  # 1 - served ÷ frozen log loss
     retrains: int  # challengers trained, promoted or not
+    recalibrations: int  # maps that were released
     promotions: int
     harmful_promotions: int
     seconds: float
@@ -80,7 +81,9 @@ def measure(
     frozen = scored.output(first.id, rows)
     served = outputs(rows, schema.target)
     turns = [outcome for outcome in outcomes[1:] if outcome.verdict is not None]
-    after = [scored.aftermath(o, rows) for o in turns if o.promoted]
+    trained = [o for o in turns if o.decision.action is not Action.RECALIBRATE]
+    promoted = [o for o in turns if o.promoted]
+    after = [scored.aftermath(o, rows) for o in promoted]
     block = here.settings.monitor.block
     weeks = _weeks(
         rows,
@@ -95,8 +98,9 @@ def measure(
         frozen=old,
         served=new,
         relative_gain=1 - new.log_loss / old.log_loss,
-        retrains=len(turns),
-        promotions=len(after),
+        retrains=len(trained),
+        recalibrations=sum(o.decision.action is Action.RECALIBRATE for o in promoted),
+        promotions=len(promoted),
         harmful_promotions=sum(regret.harmful for regret in regrets(after, block=block)),
         seconds=time.monotonic() - began,
         weeks=weeks,
@@ -174,6 +178,8 @@ def _did(outcome: Outcome | None) -> str:
         return ""
     if outcome.verdict is None:
         return f"hold ({outcome.decision.trigger})"
+    if outcome.decision.action is Action.RECALIBRATE:
+        return "recalibrated" if outcome.promoted else "map refused"
     return "promoted" if outcome.promoted else "refused"
 
 

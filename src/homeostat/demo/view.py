@@ -102,8 +102,9 @@ class View:
             f"AUC {result.frozen.auc:.3f} and {result.served.auc:.3f}"
         )
         self._console.print(
-            f"{result.rows:,} flights, {result.retrains} retrainings, {result.promotions} "
-            f"promotions, {result.harmful_promotions} harmful, {result.seconds:.0f} s"
+            f"{result.rows:,} flights, {result.retrains} retrainings, {result.recalibrations} "
+            f"recalibrations, {result.promotions} promotions, {result.harmful_promotions} harmful, "
+            f"{result.seconds:.0f} s"
         )
         for name in (
             "demo.png",
@@ -128,9 +129,11 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
     realised = performance.realised if performance else None
     auc = performance.measures.get("auc") if performance else None
     drifted = [c for c in found.columns if c.drifted] if found else []
-    did = "promoted" if outcome.promoted else outcome.decision.trigger
+    action = outcome.decision.action
+    done = {Action.RECALIBRATE: "recalibrated", Action.ROLL_BACK: "rolled back"}
+    did = done.get(action, "promoted") if outcome.promoted else outcome.decision.trigger
     if outcome.verdict is not None and not outcome.promoted:
-        did = "refused"
+        did = "map refused" if action is Action.RECALIBRATE else "refused"
     return (
         f"{found.window.start:%d %b}" if found else "–",
         found.state.value if found else "–",
