@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from homeostat.hindsight import Aftermath, regrets
+from homeostat.hindsight import Aftermath, needless, regrets
 from homeostat.testing import START
 
 DAY = timedelta(days=1)
@@ -69,3 +69,20 @@ def test_without_rows_or_with_one_day_nothing_is_held_against_a_promotion():
     assert [regret.p_value for regret in found] == [1.0, 1.0]
     assert not any(regret.harmful for regret in found)
     assert judged() == ()
+
+
+def test_the_total_is_what_was_lost_over_all_rows_and_nothing_where_it_was_better():
+    worse, better = judged(after(0.05), after(-0.05))
+    rows = after(0.05)
+    assert worse.total == pytest.approx((rows.promoted - rows.replaced).sum())
+    assert better.total == 0
+
+
+@pytest.mark.parametrize(("harm", "vain"), [(-0.05, False), (-0.0005, True), (0.05, True)])
+def test_a_retrain_is_needless_unless_it_was_clearly_better(harm, vain):
+    found = after(harm)
+    assert needless(found, block=DAY) is vain
+
+
+def test_a_retrain_that_nothing_followed_was_needless():
+    assert needless(after(-0.05, days=0), block=DAY)

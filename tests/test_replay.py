@@ -12,12 +12,12 @@ from datetime import UTC, timedelta
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import optimize, special
+from scipy import optimize, special, stats
 from sklearn.metrics import log_loss
 
 import homeostat
 import homeostat.replay  # the module, which must not hide the function
-from homeostat import cli
+from homeostat import cli, settings
 from homeostat.errors import HomeostatError, ProjectError, SchemaError, TrainingError
 from homeostat.memory import MemoryJournal
 from homeostat.records import Release
@@ -220,13 +220,16 @@ def test_with_more_retrains_the_oracle_beats_every_recalibrated_schedule(trees):
         assert rows["oracle:9"].value <= rows[name].value
 
 
-def test_policies_are_counted_and_compared_with_never(by_name):
+def test_policies_are_counted_and_compared_with_never(result, by_name):
     never, weekly, homeostatic = (by_name[name] for name in ("never", "every:1", "homeostat"))
     assert (never.retrains, never.promotions, never.cpu_seconds) == (0, 0, 0)
     assert weekly.retrains == weekly.promotions == 11
     assert by_name["every:4"].promotions == 2
-    assert 1 <= homeostatic.promotions <= homeostatic.retrains < 6
-    assert homeostatic.value < never.value
+    marks = next(curve.marks for curve in result.curves if curve.policy == "homeostat")
+    promoted = [mark.kind for mark in marks if mark.promoted]
+    assert homeostatic.promotions == len(promoted) >= 1
+    assert homeostatic.recalibrations == promoted.count("recalibrate")
+    assert promoted.count("retrain") <= homeostatic.retrains < 6
     assert homeostatic.relative_gain == pytest.approx(1 - homeostatic.value / never.value)
     assert weekly.cpu_seconds > homeostatic.cpu_seconds > 0
     kept = (never.value - homeostatic.value) / (never.value - weekly.value)
@@ -268,6 +271,23 @@ def test_what_gains_are_measured_against_is_always_there_and_marked(trees):
     assert any("never and every:1 are what" in line for line in found.said)
 
 
+def test_the_best_rule_is_recommended_as_settings_that_can_be_read(trees, tmp_path):
+    names = ("homeostat", "homeostat:recalibrate=false+growth=0")
+    found = replayed(stream(), project=trees, policies=names)
+    rows = {row.policy: row for row in found.rows}
+    best = min(names, key=lambda name: (rows[name].harmful_promotions > 0, rows[name].value))
+    gain = next(curve.gain for curve in found.curves if curve.policy == best)
+    assert found.advice.policy == best
+    error = (gain.high - gain.value) / stats.t.ppf(0.975, gain.blocks - 1)
+    low = gain.value - stats.t.ppf(0.95, gain.blocks - 1) * error
+    assert found.advice.won == (low > 0 and not rows[best].harmful_promotions)
+    (tmp_path / "homeostat.toml").write_text(found.advice.settings)
+    told = settings.read(tmp_path)
+    assert told.decide.mode == ("auto" if found.advice.won else "observe")
+    assert (told.decide.growth == 0) is (best == names[1])
+    assert told.run.every == told.labels.delay == WEEK
+
+
 def test_a_label_that_has_not_arrived_teaches_nothing(trees):
     frame = stream(700)
     late = frame["occurred_at"].max() + 100 * DAY
@@ -291,7 +311,8 @@ def test_the_gate_keeps_out_the_bad_model_that_a_schedule_releases(project):
     schedule, gated, *_ = found.rows
     assert schedule.harmful_promotions >= 1
     assert gated.retrains >= 1
-    assert gated.promotions == 0
+    ours = next(curve.marks for curve in found.curves if curve.policy == "homeostat")
+    assert not any(mark.promoted for mark in ours if mark.kind == "retrain")
     harmful = [mark.at for mark in found.curves[0].marks if mark.harmful]
     assert harmful
     assert set(harmful) <= {window.start for window in found.windows}
