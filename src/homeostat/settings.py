@@ -314,9 +314,9 @@ class Decide(_Section):
         timedelta(days=365), description="Over which decide.budget is counted."
     )
     recalibrate: bool = Field(
-        True,
+        False,
         description="Try a map over the champion's output before a training for harm, and between "
-        "trainings.",
+        "trainings. Turn it on where a replay of your history shows that it pays.",
     )
     calibration_windows: int = Field(
         4, ge=1, description="Windows (monitor.window) of mature labelled rows that fit a map."
