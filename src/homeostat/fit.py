@@ -36,7 +36,7 @@ from homeostat.profile import Profile
 from homeostat.records import Queried
 from homeostat.schema import UNSEEN, Schema
 from homeostat.scoring import Calibrator, Scorer, outputs, tabulate
-from homeostat.script import called, opened, own_modules
+from homeostat.script import called, opened, own_modules, own_version
 from homeostat.traits import Traits
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _opened(content: bytes) -> Any:
     import joblib
 
     try:
-        with _own_version():
+        with own_version():
             return joblib.load(io.BytesIO(content))
     except (MemoryError, TrainingError):
         raise
@@ -148,7 +148,7 @@ def _trained(job: Job, frame: pd.DataFrame, schema: Schema) -> tuple[bytes, floa
     known = set(sys.modules)
     with opened(job.script, job.root) as module:
         began = time.monotonic()
-        with _own_version():
+        with own_version():
             estimator = called(module, "fit", frame)
         seconds = time.monotonic() - began
         _check(estimator, schema)
@@ -177,7 +177,7 @@ def query(model: bytes, golden: bytes, schema: bytes, calibrator: bytes | None) 
     """
     rows = pq.read_table(io.BytesIO(golden))
     chosen = None if calibrator is None else Calibrator.from_json(calibrator)
-    with _own_version():
+    with own_version():
         scorer = Scorer(pickle.loads(model), Schema.from_json(schema), chosen)  # noqa: S301 - as below
     target = scorer.schema.target
     scores = scorer.score(rows)
@@ -193,24 +193,6 @@ def query(model: bytes, golden: bytes, schema: bytes, calibrator: bytes | None) 
     if not np.allclose(apart, outputs(scores, target), rtol=1e-4, atol=1e-6):
         return Queried("answers a row otherwise by itself than among others", 0.0)
     return Queried("", float(np.median(seconds)))
-
-
-@contextmanager
-def _own_version() -> Iterator[None]:
-    """Refuses estimators that another version of scikit-learn pickled, at which it only warns."""
-    from sklearn.exceptions import InconsistentVersionWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", InconsistentVersionWarning)
-        try:
-            yield
-        except InconsistentVersionWarning as error:
-            raise TrainingError(
-                f"{error.estimator_name} was pickled by scikit-learn "
-                f"{error.original_sklearn_version}, and {error.current_sklearn_version} is "
-                "installed.",
-                hint="Fit it anew with the version that is installed.",
-            ) from error
 
 
 @lru_cache(maxsize=2)

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +110,24 @@ def _guarded(what: str, call: Callable[[], Any]) -> Any:
             f"{what} raised {type(error).__name__}: {error}\n{tail}",
             hint="Correct the training script.",
         ) from None
+
+
+@contextmanager
+def own_version() -> Iterator[None]:
+    """Refuses estimators that another version of scikit-learn pickled, at which it only warns."""
+    from sklearn.exceptions import InconsistentVersionWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InconsistentVersionWarning)
+        try:
+            yield
+        except InconsistentVersionWarning as error:
+            raise TrainingError(
+                f"{error.estimator_name} was pickled by scikit-learn "
+                f"{error.original_sklearn_version}, and {error.current_sklearn_version} is "
+                "installed.",
+                hint="Fit it anew with the version that is installed.",
+            ) from error
 
 
 @contextmanager
