@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+from loop_fixtures import LOADED, InProcess, days, make, project, serve, stream, turning
 from remedy_fixtures import FIRST, Stage, binary, changed
 
-from homeostat import approval
+from homeostat import approval, cli
 from homeostat.entries import Sent
 from homeostat.errors import ReleaseError
 from homeostat.records import Action
@@ -34,6 +36,20 @@ def stage(tmp_path):
     while not stage.bodies("waiting"):
         stage.turn()
     return stage
+
+
+@pytest.fixture
+def drifting(tmp_path):
+    """A project in files whose challenger waits."""
+    frame = stream()
+    root = make(tmp_path / "p", days(frame, 0, LOADED), more='\n[decide]\nmode = "approve"\n')
+    with turning(root, InProcess(), LOADED) as loop:
+        loop.train()
+    serve(root, days(frame, LOADED, 28))
+    with turning(root, InProcess(), 28) as loop:
+        outcome = loop.step()
+    assert outcome.decision.trigger == "approve"
+    return root
 
 
 def test_what_the_gate_promotes_is_stored_and_waits(stage):
@@ -102,3 +118,33 @@ def test_going_back_needs_no_approval(stage):
     stage.loop.approve(stage.bodies("waiting")[0]["release"], "ada")
     outcome = stage.loop.roll_back()
     assert (outcome.decision.action, outcome.release) == (Action.ROLL_BACK, first)
+
+
+@pytest.fixture
+def homeostat(capfd):
+    """Runs the command line; its exit code, and what it printed."""
+
+    def run(*words):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(list(words))
+        told = capfd.readouterr()
+        return ended.value.code or 0, " ".join((told.out + told.err).split())
+
+    return run
+
+
+def test_the_command_lists_what_waits_and_approves_it(drifting, homeostat):
+    (told,) = [
+        line["body"] for line in project(drifting).audit.lines() if line["kind"] == "waiting"
+    ]
+    short, at = told["release"][:12], ("--project", str(drifting))
+    assert f"{short} (retrain) waits since" in homeostat("status", *at)[1]
+    document = json.loads(homeostat("status", "--json", *at)[1])
+    assert [each["release"] for each in document["waiting"]] == [told["release"]]
+    assert homeostat("approve", short, "--by", "ada", *at)[0] == 0
+    assert project(drifting).releases.champion().id == told["release"]
+    assert "waits" not in homeostat("status", *at)[1]
+    code, said = homeostat("approve", short, *at)
+    assert code == 1
+    assert "does not wait for approval" in said

@@ -33,7 +33,8 @@ from homeostat import __version__, build, cli, settings
 from homeostat.settings import Settings
 
 VERBS = [
-    "init", "doctor", "key", "train", "adopt", "monitor", "step", "retrain", "rollback", "run",
+    "init", "doctor", "key", "train", "adopt", "monitor", "step", "retrain", "rollback",
+    "approve", "run",
     "serve", "score", "status", "history", "verify", "labels", "labels add", "log", "log export",
     "log import",
     "log erase", "quarantine",
