@@ -30,7 +30,7 @@ from homeostat.settings import Decide
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
-RULE = Decide(cooldown=28 * DAY)
+RULE = Decide(cooldown=28 * DAY, recalibrate=True)
 NEVER, LONG_AGO, LATELY = Past(), Past(NOW - 31 * DAY), Past(NOW - 5 * DAY)
 
 
@@ -139,7 +139,7 @@ def test_without_a_cooldown_every_drift_trains():
 
 
 def test_observing_never_trains_and_says_what_it_would_have_done():
-    decision = decide(DRIFT, LONG_AGO, NOW, Decide(mode="observe"))
+    decision = decide(DRIFT, LONG_AGO, NOW, Decide(mode="observe", recalibrate=True))
     assert (decision.action, decision.trigger) == (Action.HOLD, "observe")
     assert "Would retrain (drift)" in decision.reason
     assert "4 of 5 columns" in decision.reason
@@ -375,7 +375,7 @@ def test_no_map_is_tried_on_data_that_is_not_to_be_trusted(evidence):
 
 
 def test_observing_never_recalibrates():
-    decision = decide(MENDABLE, NEVER, NOW, Decide(mode="observe"))
+    decision = decide(MENDABLE, NEVER, NOW, Decide(mode="observe", recalibrate=True))
     assert (decision.action, decision.trigger) == (Action.HOLD, "observe")
     assert "Would recalibrate (harm)" in decision.reason
 
