@@ -29,7 +29,7 @@ from homeostat.testing import START
 
 DAY = timedelta(days=1)
 LATER = 35
-GATE = {"window": "7d", "min_rows": 50}
+GATE = {"window": "7d", "min_rows": 50, "slices": 40, "false_promotions": 0.2}
 
 
 @pytest.fixture(scope="module")

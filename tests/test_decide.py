@@ -30,7 +30,7 @@ from homeostat.settings import Decide
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
-RULE = Decide(cooldown=28 * DAY, recalibrate=True)
+RULE = Decide(cooldown=28 * DAY, backoff=2.0, recalibrate=True)
 NEVER, LONG_AGO, LATELY = Past(), Past(NOW - 31 * DAY), Past(NOW - 5 * DAY)
 
 

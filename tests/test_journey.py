@@ -152,7 +152,7 @@ def loss(here: Project, release: str, rows: pd.DataFrame) -> float:
 
 
 def test_a_challenger_is_promoted_and_deserved_it(journey):
-    assert journey.promotions, [outcome.decision.reason for outcome in journey.outcomes]
+    assert journey.promotions, "\n".join(outcome.decision.reason for outcome in journey.outcomes)
     judged = 0
     for promotion in journey.promotions:
         release = journey.here.releases.get(str(promotion.release))

@@ -16,7 +16,7 @@ from homeostat.wealth import YEAR, level
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 WEEK, MONTH = timedelta(days=7), timedelta(days=30)
-GATE = Gate()
+GATE = Gate(false_promotions=0.2)
 ALPHA = 1 - GATE.confidence
 FREE = Gate(false_promotions=None)
 

@@ -254,7 +254,7 @@ class Gate(_Section):
         description="Least confidence of the one-sided bound that must exclude harm.",
     )
     false_promotions: Annotated[float | None, BeforeValidator(_lifted)] = Field(
-        0.2,
+        None,
         ge=0,
         description="Harmful promotions a year that chance may bring, besides one in ten of all; "
         "looks beyond that test at a higher confidence. 'none': all have the same.",
@@ -268,7 +268,7 @@ class Gate(_Section):
         "golden rows and without the server around it; 'none': any.",
     )
     slices: int = Field(
-        40,
+        0,
         ge=0,
         description="Most levels and ranges of features in each of which the challenger may not be "
         "significantly worse; 0: only the whole is judged.",
@@ -287,7 +287,7 @@ class Decide(_Section):
         timedelta(days=21), description="Least time between two trainings of the loop's own accord."
     )
     backoff: float = Field(
-        2.0,
+        1.0,
         ge=1,
         description="Each challenger in a row that the gate refused makes the cool-down of what "
         "set it off so many times longer, up to eight times; 1: it does not.",
