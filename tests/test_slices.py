@@ -149,7 +149,7 @@ def test_slices_are_levels_and_ranges_with_enough_rows_and_no_nulls():
         member=pa.array([True, False] * 95 + [None] * 10, pa.bool_()),
         x=pa.array([float(i) for i in range(160)] + [float("nan")] * 20 + [None] * 20),
     )
-    found = named(parts(rows, [CITY, MEMBER, AMOUNT], replace_gate(min_rows=40)))
+    found = named(parts(rows, [CITY, MEMBER, AMOUNT], replace_gate(min_rows=40, slices=40)))
     assert sorted(found) == [
         ("city", "a", 100),
         ("city", "b", 80),
@@ -190,7 +190,7 @@ def test_a_hostile_name_is_told_on_one_line_and_cut():
 def test_slices_of_a_feature_share_no_row(numbers, letters):
     rows = table(x=pa.array(numbers, pa.float64()), city=letters[: len(numbers)])
     rows = rows.set_column(1, "city", rows.column("city").cast(pa.string()))
-    split = parts(rows, [AMOUNT, CITY], replace_gate(min_rows=2))
+    split = parts(rows, [AMOUNT, CITY], replace_gate(min_rows=2, slices=40))
     for name, most in (("x", BINS), ("city", LEVELS)):
         own = [part.rows for part in split if part.column == name]
         assert len(own) <= most
