@@ -321,7 +321,8 @@ def test_a_challenger_that_is_better_but_not_for_small_amounts_is_refused(drifte
     root = fresh(drifted)
     rewrite(root, CARELESS)
     before = contents(root, "models", "data")
-    with turning(root, engine, DRIFTED, gate={"window": "7d", "min_rows": 20}) as loop:
+    rule = {"window": "7d", "min_rows": 20, "slices": 40}
+    with turning(root, engine, DRIFTED, gate=rule) as loop:
         outcome = loop.step()
     assert not outcome.promoted
     assert "The challenger is worse where amount is up to " in outcome.verdict.reason
