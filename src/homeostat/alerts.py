@@ -18,6 +18,7 @@ from typing import Any
 from homeostat.contracts import Alerts, Audit
 from homeostat.entries import Sent
 from homeostat.errors import SettingsError, cause
+from homeostat.past import MOVES
 from homeostat.records import Action, Json, State
 
 LOGGER = logging.getLogger(__name__)
@@ -32,10 +33,6 @@ TOLD = "told"
 
 STARTS = frozenset({"decided", "first", "adopted", "rolled_back"})
 """Kinds of line with which a turn begins that ends with the sealing of the journal."""
-
-MOVES = frozenset({"promoted", "rolled_back", "recovered"})
-"""Kinds of line after which another release serves."""
-
 
 _FAILS = {
     "training_failed": ("training", "training failed"),

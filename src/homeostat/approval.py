@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from homeostat.errors import ReleaseError
+from homeostat.past import MOVES
 from homeostat.records import Json, Release
 
 WAITING = "waiting"
 """The kind of line in the audit chain that says that a release waits."""
-
-MOVES = frozenset({"promoted", "rolled_back", "recovered"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from homeostat.bins import Bins
 from homeostat.errors import SchemaError
-from homeostat.records import MICROSECOND
+from homeostat.records import EPOCH, MICROSECOND
 from homeostat.schema import TIMESTAMP, Feature, Schema
 
 if TYPE_CHECKING:
@@ -200,6 +200,11 @@ def _source(feature: Feature, column: Column) -> str | None:
     if feature.edges == PROBABILITY_EDGES:
         return "probability"
     return PREDICTION if feature.edges else None
+
+
+def micro(moment: datetime) -> int:
+    """Microseconds since 1970, as `moments` counts."""
+    return (moment - EPOCH) // MICROSECOND
 
 
 def moments(rows: pa.Table | pa.RecordBatch, time: str = TIME) -> Counts:

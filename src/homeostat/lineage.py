@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from homeostat.binning import moments
+from homeostat.binning import micro, moments
 from homeostat.contracts import Releases, Trainer
-from homeostat.records import EPOCH, MICROSECOND, Release
+from homeostat.records import Release
 from homeostat.schema import Schema, Target
 from homeostat.scoring import Calibrator, outputs, row_losses, tabulate
 
@@ -78,8 +78,3 @@ def losses(trainer: Trainer, releases: Releases, release: Release, rows: pa.Tabl
         raw = outputs(scores, schema.target)
         scores = tabulate(mapped(raw, rows, schema.target, of), schema.target)
     return row_losses(scores, rows, schema)
-
-
-def micro(moment: datetime) -> int:
-    """As `binning.moments` counts."""
-    return (moment - EPOCH) // MICROSECOND

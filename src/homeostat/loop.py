@@ -37,7 +37,7 @@ from homeostat.errors import ReleaseError, cause
 from homeostat.holdout import before
 from homeostat.monitor import Journalled, Subject, examine, failed
 from homeostat.notes import Note
-from homeostat.past import PROBATION, Past
+from homeostat.past import MOVES, PROBATION, Past
 from homeostat.records import (
     Action,
     Candidate,
@@ -160,8 +160,7 @@ class Loop:
         champion = self.releases.champion()
         if champion is None:
             return
-        moves = ("promoted", "rolled_back", "recovered")
-        told = [line["body"]["release"] for line in self.audit.lines() if line["kind"] in moves]
+        told = [line["body"]["release"] for line in self.audit.lines() if line["kind"] in MOVES]
         if told[-1:] != [champion.id]:
             asked = next((n for n in notes if n and n.release == champion.id), None)
             if asked is not None:

@@ -16,6 +16,9 @@ TRAININGS = frozenset({"trained", "training_failed"})
 """Kinds of line that count as a training: a failed fit cools down like one that came through. The
 very first release sets no cool-down off, so its kind `first` does not count."""
 
+MOVES = frozenset({"promoted", "rolled_back", "recovered"})
+"""Kinds of line after which another release serves."""
+
 PROBATION = "probation"
 """Who went back, in a line of kind `rolled_back`, where it was the loop itself."""
 
@@ -110,7 +113,7 @@ class _Walk:
             self._looked(body)
         elif kind == "decided":
             self._decided(body)
-        elif kind in ("promoted", "rolled_back", "recovered") and _trained(body):
+        elif kind in MOVES and _trained(body):
             self.drifted.clear()  # the reference is another one
             self.refused.clear()
         if kind == "promoted":

@@ -18,6 +18,7 @@ from homeostat import lineage, quarantine
 from homeostat.audit import jsonable
 from homeostat.challenge import Challenge
 from homeostat.gate import TIE
+from homeostat.past import MOVES
 from homeostat.records import Json, Release, Trial, Window
 from homeostat.schema import Schema
 from homeostat.stats import BlockMean, block_keys
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 LOOK = "probation"
 """The kind of line in the audit chain that keeps a look."""
-
-MOVES = frozenset({"promoted", "rolled_back", "recovered"})
 
 
 def look(by: Challenge, champion: Release, now: datetime) -> Trial | None:

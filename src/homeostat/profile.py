@@ -27,11 +27,12 @@ from homeostat.binning import (
     TIME,
     Column,
     Plan,
+    micro,
     moments,
     plan,
 )
 from homeostat.errors import SchemaError, other_format
-from homeostat.records import EPOCH, MICROSECOND, Window
+from homeostat.records import MICROSECOND, Window
 from homeostat.rowstream import batches
 from homeostat.schema import Feature, Schema
 
@@ -149,7 +150,7 @@ class Profile:
     def select(self, window: Window) -> Profile:
         """The blocks that begin within `window`, so that adjacent windows share none."""
         starts = self.blocks * (self.block // MICROSECOND)
-        first, last = ((t - EPOCH) // MICROSECOND for t in (window.start, window.end))
+        first, last = micro(window.start), micro(window.end)
         return self.take((starts >= first) & (starts < last))
 
     def __add__(self, other: Profile) -> Profile:

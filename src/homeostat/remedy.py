@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 
 from homeostat import gate, lineage, quarantine
 from homeostat.audit import fitted, jsonable
-from homeostat.binning import moments
+from homeostat.binning import micro, moments
 from homeostat.challenge import Challenge, Challenged
-from homeostat.lineage import micro
 from homeostat.recalibrate import fit_calibrator
 from homeostat.records import MICROSECOND, Candidate, Release, TrainingRows, Verdict, Window
 from homeostat.rowhash import frame_hash

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from homeostat.binning import micro
 from homeostat.errors import SchemaError, cause
 from homeostat.monitor.estimate import (
     Course,
@@ -302,7 +303,7 @@ def _expected(
         return expected([], [], new, asked[0]), []
     course, known = found
     past = trials(known, course, asked, target, least=scope.least, seed=scope.seed)
-    end = _micro(_end(scope))
+    end = micro(_end(scope))
     told = parts(course.memories(known, end), new, asked[0], target, scope.seed)
     return expected(told, weights(past, end - course.reach), new, asked[0]), past
 
@@ -316,7 +317,7 @@ def _known(schema: Schema, scope: Scope) -> tuple[Course, Known] | None:
     end = _end(scope) - scope.lag
     delay = _end(scope) - scope.mature_until
     length = scope.window.length
-    course = Course(_micro(end), length // MICROSECOND, max(delay, timedelta(0)) // MICROSECOND)
+    course = Course(micro(end), length // MICROSECOND, max(delay, timedelta(0)) // MICROSECOND)
     start = EPOCH + course.start * MICROSECOND
     if scope.since is not None:
         start = max(start, scope.since)
@@ -330,10 +331,6 @@ def _known(schema: Schema, scope: Scope) -> tuple[Course, Known] | None:
 
 def _end(scope: Scope) -> datetime:
     return scope.mature_until if scope.window is None else scope.window.end
-
-
-def _micro(moment: datetime) -> int:
-    return (moment - EPOCH) // MICROSECOND
 
 
 def _labelled(rows: pa.Table, schema: Schema, scope: Scope) -> Known:

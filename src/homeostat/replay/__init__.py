@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
+from homeostat.binning import micro
 from homeostat.engines import LocalEngine
 from homeostat.errors import HomeostatError, TrainingError
 from homeostat.records import EPOCH, MICROSECOND, Window
@@ -142,7 +143,7 @@ def _matrix(
         project=settings.project,
         training=settings.training,
         block=settings.monitor.block,
-        starts=tuple((window.start - EPOCH) // MICROSECOND for window in scene.windows),
+        starts=tuple(micro(window.start) for window in scene.windows),
         edges=tuple(scene.edges),
         delay=settings.labels.delay // MICROSECOND,
         every=scene.windows[0].length // MICROSECOND,
