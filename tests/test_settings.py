@@ -13,7 +13,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from homeostat import project, settings
 from homeostat.errors import SettingsError
-from homeostat.settings import Duration, Settings
+from homeostat.fields import Duration
+from homeostat.settings import Settings
 
 SECTIONS = [name for name in Settings.model_fields if name != "root"]
 FIELDS = [

@@ -7,14 +7,13 @@ them all as comments, and the documentation's table is made from them. A variabl
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -23,39 +22,10 @@ from pydantic_settings import (
 )
 
 from homeostat.errors import SettingsError
+from homeostat.fields import Duration, Share, lifted
 from homeostat.records import Task
 
 FILE = "homeostat.toml"
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-def _duration(value: Any) -> Any:
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", value)
-        if match is None:
-            raise ValueError("must be a number and one of s, m, h, d, w, for example '7d'")
-        try:
-            return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
-        except OverflowError:
-            raise ValueError("is too long; 10000w is long enough for ever") from None
-    return value
-
-
-def _short(value: timedelta) -> str:
-    seconds = value.total_seconds()
-    for unit in ("d", "h", "m"):
-        if seconds and seconds % _UNITS[unit] == 0:
-            return f"{int(seconds // _UNITS[unit])}{unit}"
-    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
-
-
-Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(_short)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _lifted(value: Any) -> Any:
-    # TOML has no null.
-    return None if value == "none" else value
 
 
 class _Section(BaseModel):
@@ -119,7 +89,7 @@ class Serving(_Section):
         timedelta(seconds=30),
         description="Longest time for a body to arrive, and for its answer; then 503.",
     )
-    max_skew: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+    max_skew: Annotated[Duration | None, BeforeValidator(lifted)] = Field(
         timedelta(hours=1),
         description="How far occurred_at may lie from the server's clock; 'none' lifts the bound.",
     )
@@ -153,7 +123,7 @@ class Journal(_Section):
         timedelta(days=90),
         description="How long a label waits for its prediction before it is dropped.",
     )
-    keep: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+    keep: Annotated[Duration | None, BeforeValidator(lifted)] = Field(
         None, description="Age by event time at which history forgets a row; 'none': never."
     )
 
@@ -253,7 +223,7 @@ class Gate(_Section):
         lt=1,
         description="Least confidence of the one-sided bound that must exclude harm.",
     )
-    false_promotions: Annotated[float | None, BeforeValidator(_lifted)] = Field(
+    false_promotions: Annotated[float | None, BeforeValidator(lifted)] = Field(
         None,
         ge=0,
         description="Harmful promotions a year that chance may bring, besides one in ten of all; "
@@ -262,7 +232,7 @@ class Gate(_Section):
     delta: Share = Field(
         0.002, description="Harm that the bound need not exclude, as a share of the loss."
     )
-    latency: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+    latency: Annotated[Duration | None, BeforeValidator(lifted)] = Field(
         None,
         description="Longest time that a challenger may take for one row, at the median of its "
         "golden rows and without the server around it; 'none': any.",
@@ -301,13 +271,13 @@ class Decide(_Section):
     persistence: int = Field(
         1, ge=1, description="Disjoint windows in a row that must have drifted before a training."
     )
-    max_age: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+    max_age: Annotated[Duration | None, BeforeValidator(lifted)] = Field(
         None, description="Retrain when the champion's model is this old; 'none': age is no reason."
     )
-    every: Annotated[Duration | None, BeforeValidator(_lifted)] = Field(
+    every: Annotated[Duration | None, BeforeValidator(lifted)] = Field(
         None, description="Retrain when the last training is so long ago; 'none': no schedule."
     )
-    budget: Annotated[int | None, Field(ge=0), BeforeValidator(_lifted)] = Field(
+    budget: Annotated[int | None, Field(ge=0), BeforeValidator(lifted)] = Field(
         None, description="Most trainings within decide.budget_period; 'none': no limit."
     )
     budget_period: Duration = Field(

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from homeostat.binning import micro
 from homeostat.engines import LocalEngine
 from homeostat.errors import HomeostatError, TrainingError
+from homeostat.fields import Duration
 from homeostat.records import EPOCH, MICROSECOND, Window
 from homeostat.replay.learner import MeteredEngine, Shared
 from homeostat.replay.matrix import ALL, LATE, Children, Matrix
@@ -38,7 +39,6 @@ from homeostat.replay.source import Columns, Source, source
 from homeostat.replay.track import Mark, Scene, Track
 from homeostat.replay.view import Bar
 from homeostat.replay.view import progress as progress_bar
-from homeostat.settings import Duration
 from homeostat.train import ScriptTrainer
 
 if TYPE_CHECKING:
