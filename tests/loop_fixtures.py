@@ -15,6 +15,7 @@ from homeostat import settings
 from homeostat.build import Project
 from homeostat.draw import draw
 from homeostat.engines import LocalEngine
+from homeostat.entries import Sent
 from homeostat.journal import FileJournal
 from homeostat.report import FileReporter
 from homeostat.schema import Schema
@@ -66,6 +67,17 @@ def fit(frame):
 SABOTAGED = TRAIN.replace(
     'target = frame.pop("target")', 'target = frame.pop("target").sample(frac=1, random_state=0)'
 ).replace(".fit(frame, target)", ".fit(frame, target.to_numpy())")
+
+
+class Heard:
+    """Keeps what people would have been told."""
+
+    def __init__(self):
+        self.said = []
+
+    def send(self, title, body):
+        self.said.append((title, body))
+        return Sent(1)
 
 
 class InProcess:

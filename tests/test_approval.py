@@ -6,25 +6,15 @@ import json
 from dataclasses import replace
 
 import pytest
-from loop_fixtures import LOADED, InProcess, days, make, project, serve, stream, turning
+from loop_fixtures import LOADED, Heard, InProcess, days, make, project, serve, stream, turning
 from remedy_fixtures import FIRST, Stage, binary, changed
 
 from homeostat import approval, cli
-from homeostat.entries import Sent
 from homeostat.errors import ReleaseError
 from homeostat.records import Action
 
 TRUTH = changed(binary(), binary(bias=2.0), FIRST + 1)
 RULES = {"decide": {"mode": "approve", "growth": 0}}
-
-
-class Heard:
-    def __init__(self):
-        self.said = []
-
-    def send(self, title, body):
-        self.said.append((title, body))
-        return Sent(1)
 
 
 @pytest.fixture

@@ -199,18 +199,26 @@ def test_rows_from_before_the_champion_are_not_asked_for():
     assert min(window.start for window in asked) < START
 
 
+def parted(rows, parts):
+    """What the past is asked for, in so many parts."""
+
+    def past(window, schema):
+        whole = between(rows, window)
+        size = -(-whole.num_rows // parts)
+        return [whole.slice(i * size, size) for i in range(parts)]
+
+    return past
+
+
 def test_of_a_long_past_the_same_rows_are_drawn_however_it_is_parted(monkeypatch):
     monkeypatch.setattr("homeostat.monitor.performance.KEPT", 1_000)
     rows = clicks(14)
     end = START + 14 * WEEK
 
     def told(parts):
-        def past(window, schema):
-            whole = between(rows, window)
-            size = -(-whole.num_rows // parts)
-            return [whole.slice(i * size, size) for i in range(parts)]
-
-        scope = Scope("r1", end - WEEK, DAY, EASY, window=Window(end - WEEK, end), past=past)
+        scope = Scope(
+            "r1", end - WEEK, DAY, EASY, window=Window(end - WEEK, end), past=parted(rows, parts)
+        )
         return performance(between(rows, scope.window), YES, scope)
 
     whole = told(1)
@@ -354,12 +362,7 @@ def test_the_same_rows_in_any_number_of_parts_give_the_same_estimate():
     end = START + 14 * WEEK
 
     def scope(parts):
-        def past(window, schema):
-            whole = between(rows, window)
-            size = -(-whole.num_rows // parts)
-            return [whole.slice(i * size, size) for i in range(parts)]
-
-        return Scope("r1", end, DAY, EASY, window=Window(end - WEEK, end), past=past)
+        return Scope("r1", end, DAY, EASY, window=Window(end - WEEK, end), past=parted(rows, parts))
 
     told = [performance(between(rows, scope(n).window), YES, scope(n)) for n in (1, 7)]
     assert told[0] == told[1]

@@ -18,6 +18,7 @@ from loop_fixtures import (
     SABOTAGED,
     TRAIN,
     CountingEngine,
+    Heard,
     contents,
     copied,
     days,
@@ -31,7 +32,6 @@ from loop_fixtures import (
 
 from homeostat.build import load_project
 from homeostat.engines import LocalEngine
-from homeostat.entries import Sent
 from homeostat.errors import (
     HomeostatError,
     JournalError,
@@ -545,17 +545,6 @@ def test_a_look_that_fails_is_never_stable_keeps_the_drift_flag_and_trains_nothi
     # A journal that cannot be read cannot be sealed, either, and the outcome stands all the same.
     assert kinds(root)[-1] == ("seal_failed" if fault is unreadable_journal else "decided")
     assert bodies(root, "decided")[-1]["evidence"]["state"] == "failed"
-
-
-class Heard:
-    """Keeps what people would have been told."""
-
-    def __init__(self):
-        self.said = []
-
-    def send(self, title, body):
-        self.said.append((title, body))
-        return Sent(1)
 
 
 def test_people_are_told_of_each_change_once_however_often_the_loop_turns(drifted, fresh, engine):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from loop_fixtures import Heard
 from remedy_fixtures import Stage, binary
 
 from homeostat import probation
-from homeostat.entries import Sent
 from homeostat.records import Action, Candidate, TrainingRows
 from homeostat.testing import START
 
@@ -167,19 +167,13 @@ def test_the_same_challenger_is_not_tried_again(tmp_path):
 
 
 def test_people_are_told_of_a_rollback_and_why(tmp_path):
-    said = []
-
-    class Heard:
-        def send(self, title, body):
-            said.append((title, body))
-            return Sent(1)
-
+    heard = Heard()
     stage = Stage(tmp_path, SAME, settings={"decide": QUIET})
-    stage.loop = stage.turning(alerts=Heard())
+    stage.loop = stage.turning(alerts=heard)
     stage.turn(1)
     promoted_unseen(stage, bad=True)
     stage.loop.monitor()
     stage.turn(1)
-    title, body = said[-1]
+    title, body = heard.said[-1]
     assert title == "homeostat: rolled back"
     assert "The champion is worse" in body

@@ -48,7 +48,7 @@ def newest(rows: pa.Table, share: float) -> pa.Table:
 
 
 def everything(rows: pa.Table) -> Holdout:
-    """All rows train and none judges, as in the ungated yardstick of a replay."""
+    """All rows train and none judges, for a challenge without a gate."""
     if not rows.num_rows:
         return _nothing(rows, EPOCH)
     end = pc.max(rows.column("occurred_at")).as_py() + MICROSECOND

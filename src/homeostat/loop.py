@@ -72,7 +72,7 @@ class Loop:
     watch: Watcher
     report: Path | None = None  # the drift report, to be tracked beside a training
     kept: blocks.Kept | None = None  # profiles of days; None: every look counts all rows
-    gated: bool = True  # False: a replay's yardstick, which promotes whatever it trained
+    gated: bool = True  # False: whatever was trained on all rows is promoted, unjudged
     engine: Engine | None = None  # where the monitor's twins are fitted; None: they are not
     _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
 
