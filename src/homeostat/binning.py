@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Counts: TypeAlias = NDArray[np.int64]
+    Floats: TypeAlias = NDArray[np.floating[Any]]
 
 PREDICTION = "prediction"
 """The model's output as one more column; the name is reserved, so no feature can have it."""
@@ -37,6 +38,9 @@ PAIRED = 40
 """Features, the first ones, of which every pair is summed: pairs grow with their square."""
 
 STEPS = 16  # scores lie between minus this and this
+EXACT = 1 << 24
+"""Up to which floats of 32 bits hold every whole number, so that sums of products stay exact; of 64
+bits they hold any that rows can come to. The matrix product of floats is the fast one."""
 PROBABILITY_EDGES = tuple(step / 20 for step in range(1, 20))
 TIME = "occurred_at"
 
@@ -127,14 +131,17 @@ class Plan:
             lines[:, 0] = rows.num_rows
         else:
             lines[:, 0] = np.bincount(place, minlength=len(blocks))
-        scores = []
+        kind = np.float32 if rows.num_rows * STEPS**2 <= EXACT else np.float64
+        scores = np.empty((len(self.paired), rows.num_rows), dtype=kind)
+        pairs = 0
         for (feature, column), at in zip(self.features, self.places, strict=True):
             cells = _cells(rows, feature, column)
             lines[:, at] = _tally(cells, place, len(blocks), column.cells)
             if column.kind == "prediction":
                 lines[:, at.stop - 1] = 0
             elif column.name in self.paired:
-                scores.append(self.paired[column.name].take(cells))
+                self.paired[column.name].astype(kind).take(cells, out=scores[pairs])
+                pairs += 1
         lines[:, self.products] = _products(scores, place, len(blocks))
         return blocks, lines
 
@@ -346,20 +353,22 @@ def _tally(cells: Counts, place: Counts | None, blocks: int, width: int) -> Coun
     return np.bincount(cells, minlength=blocks * width).reshape(blocks, width)
 
 
-def _products(scores: Sequence[Counts], place: Counts | None, blocks: int) -> Counts:
-    """Σ s_i·s_j over the rows of each block, for each pair i < j, shape (blocks, pairs)."""
+def _products(scores: Floats, place: Counts | None, blocks: int) -> Counts:
+    """Σ s_i·s_j over the rows of each block, for each pair i < j, shape (blocks, pairs); scores of
+    each feature and row, shape (features, rows).
+    """
     above = np.triu_indices(len(scores), 1)
     sums = np.zeros((blocks, len(above[0])), dtype=np.int64)
     if not len(above[0]) or not blocks:
         return sums
-    # Doubles hold these whole numbers exactly, and their matrix product is the fast one.
-    table = np.stack(scores).astype(np.float64)
     if place is None:
-        sums[0] = (table @ table.T)[above]
+        sums[0] = (scores @ scores.T)[above]
         return sums
-    order = np.argsort(place, kind="stable")
-    table, ends = table[:, order], np.searchsorted(place[order], np.arange(blocks + 1))
+    if (place[1:] < place[:-1]).any():
+        order = np.argsort(place, kind="stable")
+        scores, place = scores[:, order], place[order]
+    ends = np.searchsorted(place, np.arange(blocks + 1))
     for number in range(blocks):
-        rows = table[:, ends[number] : ends[number + 1]]
+        rows = scores[:, ends[number] : ends[number + 1]]
         sums[number] = (rows @ rows.T)[above]
     return sums

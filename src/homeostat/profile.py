@@ -193,7 +193,7 @@ class Profile:
     def to_bytes(self) -> bytes:
         """A compressed Arrow IPC stream: `block`, `rows`, a list of counts per column, products."""
         lists = [
-            pa.FixedSizeListArray.from_arrays(pa.array(counts.ravel()), counts.shape[1])
+            pa.FixedSizeListArray.from_arrays(_arrow(counts), counts.shape[1])
             for counts in (*self.counts, *([self.products] if self.products.shape[1] else []))
         ]
         header = {
@@ -202,7 +202,7 @@ class Profile:
             "columns": [astuple(column) for column in self.columns],
             "output_edges": self.output_edges,
         }
-        arrays = [pa.array(self.blocks), pa.array(self.sizes), *lists]
+        arrays = [_arrow(self.blocks), _arrow(self.sizes), *lists]
         products = [PRODUCTS] if self.products.shape[1] else []
         names = ["block", "rows", *self.names, *products]
         table = pa.Table.from_arrays(arrays, names=names).replace_schema_metadata(
@@ -263,6 +263,12 @@ def _array(column: pa.ChunkedArray) -> Counts:
     if pa.types.is_fixed_size_list(flat.type):
         flat = flat.flatten()
     return np.array(flat.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _arrow(counts: Counts) -> pa.Array:
+    # `pa.array` would import pandas, which takes as long as two hundred thousand rows.
+    flat = np.ascontiguousarray(counts).ravel()
+    return pa.Array.from_buffers(pa.int64(), len(flat), [None, pa.py_buffer(flat)])
 
 
 class _Sums:
