@@ -11,7 +11,8 @@ from sklearn.calibration import calibration_curve
 
 from homeostat.errors import SchemaError, SettingsError
 from homeostat.monitor import metrics as ours
-from homeostat.monitor.metrics import Scores, brought, chosen, jackknife, metrics_of
+from homeostat.monitor.jackknife import Groups, leaving
+from homeostat.monitor.metrics import Scores, brought, chosen, metrics_of
 from homeostat.schema import Target
 
 YES = Target("y", "binary", "bool", ("false", "true"))
@@ -84,11 +85,45 @@ def test_the_calibration_error_of_several_classes_is_that_of_the_class_that_was_
 
 def test_a_jackknife_of_a_mean_over_equal_blocks_is_t_on_block_means():
     scores = numbers()
-    found = jackknife(lambda rows: float(scores.truth[rows].mean()), scores.blocks)
+    found = leaving(lambda rows: float(scores.truth[rows].mean()), Groups(scores.blocks))
     means = scores.truth.reshape(10, -1).mean(axis=1)
     low, high = stats.t.interval(0.95, 9, means.mean(), stats.sem(means))
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     assert (found.rows, found.blocks) == (600, 10)
+
+
+def several(count=400, blocks=8, seed=0):
+    rng = np.random.default_rng(seed)
+    output = rng.dirichlet(np.ones(3), count).round(1)
+    labels = rng.choice(np.array(["a", "b", "c"], dtype=object), count)
+    return Scores.of(output, labels, rng.integers(0, blocks, count), KINDS)
+
+
+def expected(count=400, blocks=8, seed=0):
+    rng = np.random.default_rng(seed)
+    q = rng.random(count)
+    blocks = np.arange(count) * blocks // count
+    return Scores("binary", rng.random(count).round(1), np.column_stack([1 - q, q]), blocks)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("made", [binary, numbers, several, expected])
+def test_leaving_a_block_out_of_the_sums_is_leaving_out_its_rows(made, seed):
+    scores = made(count=400, blocks=8, seed=seed)
+    for metric in metrics_of(scores.task).values():
+        if metric.parts is None:
+            continue
+        groups = Groups(scores.blocks)
+        rows = [metric.value(scores.take(scores.blocks != block)) for block in range(8)]
+        assert metric.parts.without(scores, groups) == pytest.approx(rows, rel=1e-12)
+
+
+def test_the_auc_is_that_of_scikit_learn_without_each_block_too():
+    scores = binary(count=300, blocks=6, seed=9)
+    left = [scores.blocks != block for block in range(6)]
+    own = [metrics.roc_auc_score(scores.labels[rows], scores.output[rows]) for rows in left]
+    found = Groups(scores.blocks).auc_without(scores.output, scores.truth[:, 1])
+    assert found == pytest.approx(own, rel=1e-12)
 
 
 def test_a_jackknife_knows_the_error_of_an_auc_on_independent_rows():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from homeostat.errors import SchemaError, SettingsError
+from homeostat.monitor.jackknife import Groups, auc, jackknife, leaving
 from homeostat.records import Interval, Task
 from homeostat.schema import Target
 from homeostat.scoring import CLIP
-from homeostat.stats import CONFIDENCE, FEWEST, BlockMean
+from homeostat.stats import BlockMean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 GROUP = "homeostat.metrics"
 """Entry points under which a package offers metrics of its own."""
-
-GROUPS = 60
-"""Most groups of neighbouring blocks that a jackknife leaves out in turn."""
 
 BINS = 10
 """Bins of equal width of the calibration error."""
@@ -86,16 +84,53 @@ class Scores:
 
 
 Rows: TypeAlias = Callable[[Scores], "Floats"]
+Terms: TypeAlias = Callable[[Scores], "list[Floats]"]
+Figure: TypeAlias = Callable[["Floats"], "float | None"]
 Whole: TypeAlias = Callable[[Scores], "float | None"]
 
 
 @dataclass(frozen=True, slots=True)
+class Summed:
+    """A figure of sums over rows: of each of `terms`, shape (rows,), which `figure` takes in one
+    array of shape (terms,).
+    """
+
+    terms: Terms
+    figure: Figure
+
+    def value(self, scores: Scores) -> float | None:
+        return self.figure(np.array([_total(term) for term in self.terms(scores)]))
+
+    def without(self, scores: Scores, groups: Groups) -> list[float | None]:
+        return groups.without(self.terms(scores), self.figure)
+
+
+class Ranked:
+    """P(a positive scores above a negative) + ½·P(equal); multiclass: the mean of each class
+    against the rest (Fawcett 2006, Pattern Recognition Letters 27). None without both.
+    """
+
+    def value(self, scores: Scores) -> float | None:
+        return _mean([auc(*side) for side in self._sides(scores)])
+
+    def without(self, scores: Scores, groups: Groups) -> list[float | None]:
+        each = [groups.auc_without(*side) for side in self._sides(scores)]
+        return [_mean(left) for left in zip(*each, strict=True)]
+
+    def _sides(self, scores: Scores) -> list[tuple[Floats, Floats]]:
+        if scores.task == "binary":
+            return [(scores.output, scores.truth[:, 1])]
+        return list(zip(scores.output.T, scores.truth.T, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure over rows: the mean of `rows`, or `whole` where it is no mean."""
+    """One figure over rows: the mean of `rows`, or what `parts` or `whole` make of them."""
 
     name: str
     rows: Rows | None = None
-    whole: Whole | None = None
+    parts: Summed | Ranked | None = None
+    whole: Whole | None = None  # of which nothing is known
     root: bool = False  # of the mean
     greater: bool = False  # greater is better
     bounds: tuple[float, float] = (-math.inf, math.inf)
@@ -107,6 +142,8 @@ class Metric:
         if self.rows is not None:
             mean = _total(self.rows(scores)) / len(scores.blocks)
             return math.sqrt(mean) if self.root else mean
+        if self.parts is not None:
+            return self.parts.value(scores)
         if self.whole is None:
             raise SchemaError(f"the metric {self.name!r} has no formula.")
         return self.whole(scores)
@@ -115,49 +152,19 @@ class Metric:
         """The value with its 95 % interval; None where the rows do not define it.
 
         A mean has that of `stats.BlockMean`, a root mean square the roots of its bounds, any
-        other figure that of `jackknife`. There are no bounds under five blocks.
+        other figure that of `jackknife.jackknife`. There are no bounds under five blocks.
         """
         if not len(scores.blocks):
             return None
         if self.rows is not None:
             mean = BlockMean.of(self.rows(scores), scores.blocks).interval()
             return clipped(_root(mean) if self.root else mean, self.bounds)
-        found = jackknife(lambda rows: self.value(scores.take(rows)), scores.blocks)
+        groups, parts = Groups(scores.blocks), self.parts
+        if parts is None:
+            found = leaving(lambda rows: self.value(scores.take(rows)), groups)
+        else:
+            found = jackknife(self.value(scores), lambda: parts.without(scores, groups), groups)
         return None if found is None else clipped(found, self.bounds)
-
-
-def jackknife(
-    figure: Callable[[NDArray[np.bool_]], float | None], numbers: NDArray[np.int64]
-) -> Interval | None:
-    """A figure that is no mean, with an interval from leaving out each block in turn.
-
-    `figure` tells it of the rows that a mask of shape (rows,) chooses, None where they do not
-    define it; `numbers` is the block of each row. With θ the figure of all rows, θ_b that without
-    block b, θ. the mean of all θ_b, B blocks: SE² = (B−1)/B · Σ (θ_b − θ.)², and θ ± t · SE with
-    B − 1 degrees of freedom. The delete-a-group jackknife, with blocks of time for groups: Shao
-    and Tu (1995), The Jackknife and Bootstrap, §2.3; Künsch (1989), Annals of Statistics 17.
-    More than 60 blocks are first joined with their neighbours. No bounds under five blocks, or
-    where the rows without some block do not define the figure.
-    """
-    names, places = np.unique(numbers, return_inverse=True)
-    rows, blocks = len(numbers), len(names)
-    value = figure(np.ones(rows, bool))
-    if value is None:
-        return None
-    if blocks < FEWEST:
-        return Interval(value, None, None, rows, blocks)
-    from scipy import special
-
-    groups = min(blocks, GROUPS)
-    group = places * groups // blocks
-    without = [figure(group != number) for number in range(groups)]
-    left = [one for one in without if one is not None]
-    if len(left) < groups:
-        return Interval(value, None, None, rows, blocks)
-    mean = math.fsum(left) / groups
-    error = math.sqrt((groups - 1) / groups * math.fsum((one - mean) ** 2 for one in left))
-    reach = float(special.stdtrit(groups - 1, (1 + CONFIDENCE) / 2)) * error
-    return Interval(value, value - reach, value + reach, rows, blocks)
 
 
 def metrics_of(task: Task) -> Mapping[str, Metric]:
@@ -225,58 +232,61 @@ def _accuracy(scores: Scores) -> Floats:
     return np.asarray(scores.truth[np.arange(len(scores.said)), scores.said])
 
 
-def _auc(scores: Scores) -> float | None:
-    """P(a positive scores above a negative) + ½·P(equal); multiclass: the mean of each class
-    against the rest (Fawcett 2006, Pattern Recognition Letters 27). None without both.
-    """
-    if scores.task == "binary":
-        return _ranked(scores.output, scores.truth[:, 1])
-    each = [_ranked(p, y) for p, y in zip(scores.output.T, scores.truth.T, strict=True)]
+def _mean(each: Sequence[float | None]) -> float | None:
+    """None where one of them is."""
     known = [one for one in each if one is not None]
     return math.fsum(known) / len(known) if len(known) == len(each) else None
 
 
-def _ranked(output: Floats, positive: Floats) -> float | None:
-    """Σ over scores of positives · (negatives below + ½ · negatives equal) / (all pairs)."""
-    _, place = np.unique(output, return_inverse=True)
-    hits = np.bincount(place, positive)
-    misses = np.bincount(place, 1 - positive)
-    below = np.cumsum(misses) - misses / 2
-    pairs = float(hits.sum() * misses.sum())
-    return float(hits @ below) / pairs if pairs > 0 else None
-
-
-def _f1(scores: Scores) -> float | None:
-    """2·TP / (2·TP + FP + FN) of the positive class; multiclass: the mean over classes that are
-    said or true (macro). None where there is none.
+def _hits(scores: Scores) -> list[Floats]:
+    """For each class TP, and behind all of them for each class 2·TP + FP + FN; of a binary model
+    for the positive one alone.
     """
-    said = np.eye(scores.truth.shape[1])[scores.said]
-    hits = [_total(column) for column in (said * scores.truth).T]
-    sums = [_total(a) + _total(b) for a, b in zip(said.T, scores.truth.T, strict=True)]
-    each = [2 * hit / total for hit, total in zip(hits, sums, strict=True) if total > 0]
+    said, true = np.eye(scores.truth.shape[1])[scores.said], scores.truth
     if scores.task == "binary":
-        return 2 * hits[1] / sums[1] if sums[1] > 0 else None
-    return math.fsum(each) / len(each)
+        said, true = said[:, 1:], true[:, 1:]
+    return [*(said * true).T, *(said + true).T]
 
 
-def _calibration_error(scores: Scores) -> float | None:
-    """Σ over ten equal bins of p: |Σ p − Σ y| / n, where p is P(positive), or of the predicted
-    class of a multiclass model (expected calibration error; Naeini et al. 2015, AAAI). It is
-    biased upwards by Σ √n_bin, the more so the fewer rows there are.
+def _f1(sums: Floats) -> float | None:
+    """The mean of 2·TP / (2·TP + FP + FN) over classes that are said or true (macro)."""
+    hits, totals = np.split(sums, 2)
+    each = [2 * hit / total for hit, total in zip(hits, totals, strict=True) if total > 0]
+    return math.fsum(each) / len(each) if each else None
+
+
+def _gaps(scores: Scores) -> list[Floats]:
+    """For each of ten equal bins of p: p − y, 0 outside of it; and 1 for each row. p is that of the
+    positive class, or of the predicted one of a multiclass model.
     """
     said = np.ones(len(scores.said), int) if scores.task == "binary" else scores.said
     rows = np.arange(len(said))
     p, y = scores.shares[rows, said], scores.truth[rows, said]
     bins = np.clip(np.ceil(p * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = [abs(_total((p - y)[bins == one])) for one in np.unique(bins)]
-    return math.fsum(gaps) / len(p)
+    return [*(np.where(bins == one, p - y, 0.0) for one in range(BINS)), np.ones(len(p))]
 
 
-def _r2(scores: Scores) -> float | None:
+def _calibration_error(sums: Floats) -> float | None:
+    """Σ over bins |Σ p − Σ y| / n: the expected calibration error (Naeini et al. 2015, AAAI). It is
+    biased upwards by Σ √n_bin, the more so the fewer rows there are.
+    """
+    rows = float(sums[-1])
+    return math.fsum(np.abs(sums[:-1]).tolist()) / rows if rows else None
+
+
+def _squares(scores: Scores) -> list[Floats]:
+    """(y − ŷ)², y − m and its square, 1; m is the mean of all y, since a difference of large sums
+    would lose what is small.
+    """
+    apart = scores.truth - _total(scores.truth) / max(len(scores.truth), 1)
+    return [_squared(scores), apart, apart**2, np.ones(len(apart))]
+
+
+def _r2(sums: Floats) -> float | None:
     """1 − Σ (y − ŷ)² / Σ (y − ȳ)²; None where all labels are equal."""
-    mean = _total(scores.truth) / len(scores.truth)
-    spread = _total((scores.truth - mean) ** 2)
-    return 1 - _total(_squared(scores)) / spread if spread > 0 else None
+    left, apart, squares, rows = sums.tolist()
+    spread = squares - apart**2 / rows if rows else 0.0
+    return 1 - left / spread if spread > 0 else None
 
 
 def _squared(scores: Scores) -> Floats:
@@ -292,14 +302,14 @@ CLASSES = (
     Metric("log_loss", rows=_log_loss, bounds=(0.0, math.inf)),
     Metric("brier", rows=_brier, bounds=(0.0, 2.0)),
     Metric("accuracy", rows=_accuracy, greater=True, bounds=UNIT),
-    Metric("auc", whole=_auc, greater=True, bounds=UNIT),
-    Metric("f1", whole=_f1, greater=True, bounds=UNIT),
-    Metric("calibration_error", whole=_calibration_error, bounds=UNIT),
+    Metric("auc", parts=Ranked(), greater=True, bounds=UNIT),
+    Metric("f1", parts=Summed(_hits, _f1), greater=True, bounds=UNIT),
+    Metric("calibration_error", parts=Summed(_gaps, _calibration_error), bounds=UNIT),
 )
 NUMBERS = (
     Metric("rmse", rows=_squared, root=True),
     Metric("mae", rows=_absolute, bounds=(0.0, math.inf)),
-    Metric("r2", whole=_r2, greater=True, bounds=(-math.inf, 1.0)),
+    Metric("r2", parts=Summed(_squares, _r2), greater=True, bounds=(-math.inf, 1.0)),
 )
 ESTIMATED = ("log_loss", "brier", "accuracy", "auc", "f1")
 """What shares of classes tell of labels that are not there; a calibration error they cannot."""

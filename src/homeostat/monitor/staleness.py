@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from homeostat.contracts import Engine
 from homeostat.errors import cause
-from homeostat.monitor.metrics import Metric, Scores, chosen, jackknife
+from homeostat.monitor.jackknife import Groups, leaving
+from homeostat.monitor.metrics import Metric, Scores, chosen
 from homeostat.monitor.small import Past, encoded, trees
 from homeostat.profile import moments
 from homeostat.records import MICROSECOND, Interval, Staleness, Task, Window
@@ -70,7 +71,7 @@ def staleness(past: Past, schema: Schema, twins: Twins, engine: Engine) -> Stale
     above 0 the newer one is better. Both are 30 trees of depth 3, fitted on at most 10,000 labelled
     rows of four windows: those that end at the cut-off, and those whose labels had come when the
     asked rows began. A mean metric has the interval of `stats.BlockMean` over paired differences,
-    any other one that of `metrics.jackknife`.
+    any other one that of `jackknife.jackknife`.
     """
     try:
         return _told(past, schema, twins, engine)
@@ -127,7 +128,7 @@ def gain(old: Scores, new: Scores, metric: Metric) -> Interval | None:
         pair = metric.value(old.take(rows)), metric.value(new.take(rows))
         return None if pair[0] is None or pair[1] is None else sign * (pair[0] - pair[1])
 
-    return jackknife(figure, old.blocks)
+    return leaving(figure, Groups(old.blocks))
 
 
 def _none(metric: Metric, reason: str) -> Staleness:
