@@ -79,12 +79,20 @@ def test_a_challenger_that_is_worse_in_no_slice_is_promoted_and_the_verdict_has_
     assert not any(one.worse for one in verdict.slices)
 
 
-def test_harm_to_a_slice_within_delta_is_borne():
+def test_harm_to_a_slice_within_its_delta_is_borne():
     champion = np.full(ROWS, 0.5)
     few = np.arange(ROWS) % 10 == 0
     challenger = champion - np.where(few, -0.0005, 0.1)
-    assert judged(champion, challenger, city(few), gate=replace_gate(delta=0.002)).promote
-    assert not judged(champion, challenger, city(few), gate=replace_gate(delta=0.0)).promote
+    assert judged(champion, challenger, city(few), gate=replace_gate(slice_delta=0.002)).promote
+    strict = replace_gate(slice_delta=0.0)
+    assert not judged(champion, challenger, city(few), gate=strict).promote
+
+
+def test_a_slice_in_which_the_champion_hardly_errs_is_no_veto_against_a_great_gain():
+    few = np.arange(ROWS) % 10 == 0
+    champion = np.where(few, 5e-5, 5.0)
+    challenger = np.where(few, 5e-3, 0.27)  # a hundred times as much there, and next to nothing
+    assert judged(champion, challenger, city(few)).promote
 
 
 def test_slices_of_numbers_are_told_in_the_unit_of_the_metric():
@@ -98,7 +106,8 @@ def test_slices_of_numbers_are_told_in_the_unit_of_the_metric():
 def test_a_slice_s_p_value_is_the_one_sided_t_test_s_on_its_block_means():
     champion, challenger, few = better_but(0.12, seed=4)
     (found,) = compared([Part("city", "Graz", few)], champion, challenger, KEYS, RULE)
-    excess = (challenger - (1 + RULE.delta) * champion)[few].reshape(14, -1).mean(axis=1)
+    allowed = RULE.slice_delta * champion.mean()
+    excess = (challenger - champion - allowed)[few].reshape(14, -1).mean(axis=1)
     expected = stats.ttest_1samp(excess, 0, alternative="greater").pvalue
     assert found.p_value == pytest.approx(expected, rel=1e-9)
     assert (found.rows, found.blocks) == (280, 14)
@@ -107,7 +116,7 @@ def test_a_slice_s_p_value_is_the_one_sided_t_test_s_on_its_block_means():
 def test_a_challenger_that_is_as_good_everywhere_is_refused_for_a_slice_no_more_often_than_stated():
     rng, turns, refused = np.random.default_rng(7), 200, 0
     split = [Part("x", str(i), np.arange(ROWS) % 20 == i) for i in range(20)]
-    gate = replace_gate(delta=0.0)
+    gate = replace_gate(slice_delta=0.0)
     for _ in range(turns):
         difference = rng.normal(0, 0.05, 14)[KEYS - KEYS[0]] + rng.normal(0, 0.1, ROWS)
         found = compared(split, np.ones(ROWS), 1 + difference, KEYS, gate)

@@ -243,6 +243,11 @@ class Gate(_Section):
         description="Most levels and ranges of features in each of which the challenger may not be "
         "significantly worse; 0: only the whole is judged.",
     )
+    slice_delta: Share = Field(
+        0.05,
+        description="Harm to a level or range that is borne: by how much its mean loss may rise, as "
+        "a share of the champion's mean loss over all rows.",
+    )
 
 
 class Decide(_Section):

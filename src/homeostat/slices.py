@@ -66,11 +66,16 @@ def compared(
     """The slices with `gate.min_blocks` blocks, in the order of their p-values.
 
     `champion` and `challenger` are losses, shape (rows,), and `keys` the blocks of the rows. The
-    p-value is that of the mean of challenger − (1 + δ) · champion being no greater than 0,
-    one-sided, t on block means, with δ of `gate.delta`; worse is a slice in which it is at most
-    1 − `gate.confidence` after Holm's correction over all slices.
+    p-value is that of the mean of challenger − champion in the slice being no greater than
+    `gate.slice_delta` times the champion's mean loss over all rows, one-sided, t on block means:
+    harm counts by what it adds, so that a slice in which the champion hardly ever errs is not a
+    veto. Worse is a slice in which it is at most 1 − `gate.confidence` after Holm's correction over
+    all slices.
     """
-    made = [_compare(part, champion, challenger, keys, gate) for part in split]
+    if not len(champion):
+        return ()
+    allowed = gate.slice_delta * math.fsum(champion.tolist()) / len(champion)
+    made = [_compare(part, champion, challenger, keys, allowed) for part in split]
     made = [one for one in made if one.blocks >= max(2, gate.min_blocks)]
     fair = holm([one.p_value for one in made])
     alpha = 1 - gate.confidence
@@ -82,10 +87,10 @@ def compared(
 
 
 def _compare(
-    part: Part, champion: Floats, challenger: Floats, keys: NDArray[np.int64], gate: Gate
+    part: Part, champion: Floats, challenger: Floats, keys: NDArray[np.int64], allowed: float
 ) -> Slice:
     old, new, own = champion[part.rows], challenger[part.rows], keys[part.rows]
-    tested = BlockMean.of(new - (1 + gate.delta) * old, own)
+    tested = BlockMean.of(new - old - allowed, own)
     means = [math.fsum(values.tolist()) / len(values) for values in (old, new)]
     return Slice(
         column=shown(part.column),
