@@ -245,8 +245,8 @@ class Gate(_Section):
     )
     slice_delta: Share = Field(
         0.05,
-        description="Harm to a level or range that is borne: by how much its mean loss may rise, as "
-        "a share of the champion's mean loss over all rows.",
+        description="How much the mean loss in a level or range may rise, as a share of the "
+        "champion's mean loss over all rows.",
     )
 
 
