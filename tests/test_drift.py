@@ -254,6 +254,23 @@ def test_a_constant_column_is_stable_and_a_changed_one_is_not():
     assert all(c.drifted for c in compare(still, profile(n=[[60, 0, 0]], c=[[0, 60]])))
 
 
+def test_a_column_that_is_the_same_every_day_lets_nothing_look_unusual_by_rounding():
+    # The half-hour of the day, say: no day differs, but sums over a year and a day round apart.
+    rng, drifted = np.random.default_rng(3), 0
+    clock = np.append(np.full(49, 1), 0)
+    clock[[7, 20, 33]] = 7
+    rows = int(clock.sum())
+    for _ in range(20):
+        days = [binned(rng.normal(0.8 * rng.normal(), 1, rows)) for _ in range(366)]
+        other = [binned(rng.normal(0.8 * rng.normal(), 1, rows)) for _ in range(366)]
+        parts = [
+            profile(n0=days[part], n1=other[part], n2=[clock] * len(days[part]))
+            for part in (slice(1, None), slice(1))
+        ]
+        drifted += whole(*parts, alpha=0.05).drifted
+    assert drifted <= bound(0.05, 20)
+
+
 def test_twenty_columns_and_four_hundred_blocks_take_a_moment():
     rng = np.random.default_rng(0)
     days = rng.multinomial(100, np.full(130, 1 / 130), size=407)

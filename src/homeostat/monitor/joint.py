@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from homeostat.monitor.columns import Aspect, Tested, number_scores
-from homeostat.monitor.stretches import Layout, Parts, means, two_sided
+from homeostat.monitor.stretches import ROUNDING, Layout, Parts, means, two_sided
 from homeostat.profile import PAIRED, Profile
 
 if TYPE_CHECKING:
@@ -89,10 +89,10 @@ def _residual(sums: Floats, rows: Floats) -> Floats:
     weight = rows / rows.sum()
     daily = sums / rows[:, None]
     centred = (daily - weight @ daily) * np.sqrt(weight)[:, None]
-    square = centred.T @ centred
-    spread = np.sqrt(np.diag(square))
-    spread[spread == 0] = 1.0
-    k = len(spread)
+    spread = np.sqrt((centred**2).sum(axis=0))
+    alike = spread <= ROUNDING  # in every block, but for rounding
+    centred[:, alike], spread[alike] = 0.0, 1.0
+    square, k = centred.T @ centred, len(spread)
     inverse = np.linalg.inv(square / np.outer(spread, spread) + (k / len(rows)) * np.eye(k))
     return np.asarray(inverse / np.diag(inverse) / spread[:, None] * spread)
 

@@ -27,6 +27,7 @@ JACKKNIFE = 5  # blocks in a window from which on no single one of them may deci
 HALVINGS = 60
 GUMBEL = 5.4  # kurtosis
 SMALLEST = 1e-300  # p-values below count as this
+ROUNDING = 1e-12  # differences of means of scores, which are of the order of 1, that are none
 LEAST_SPREAD = 1.0  # of scores of p-values: as if the tests were independent, at least
 LEAST_OF_MAXIMA = 0.75  # and of the largest of several groups, each of them standardised
 
@@ -254,14 +255,14 @@ class Parts:
         without = now_without = None
         if layout.length >= JACKKNIFE:
             kept = (s[:, None] - b[layout.places] for s, b in zip(stretches, before, strict=True))
-            without = contrast(*kept) - far[:, None]
+            without = _apart(contrast(*kept), far[:, None])
         if len(after[0]) >= JACKKNIFE:
             kept = (s - b for s, b in zip(window, after, strict=True))
-            now_without = contrast(*kept) - base
+            now_without = _apart(contrast(*kept), base)
         return cls(
-            contrast(*stretches) - far,
+            _apart(contrast(*stretches), far),
             without,
-            contrast(*window) - base,
+            _apart(contrast(*window), base),
             now_without,
             1 / stretches[0] + 1 / rest[0],
             float(1 / window[0] + 1 / total[0]),
@@ -272,6 +273,14 @@ class Parts:
         stretches = self.whole if self.without is None else least(self.without, axis=1)
         now = self.now if self.now_without is None else least(self.now_without, axis=0)
         return Gaps(self.whole, stretches, now, self.each, self.now_each)
+
+
+def _apart(one: Floats, other: Floats) -> Floats:
+    """Their difference; where it is rounding none, since beside a column that is alike in every
+    block the rounding of one window would be as unusual as can be.
+    """
+    apart = one - other
+    return np.where(np.abs(apart) <= ROUNDING, 0.0, apart)
 
 
 def means(rows: NDArray[Any], sums: NDArray[Any]) -> Floats:
