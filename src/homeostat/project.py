@@ -50,7 +50,6 @@ _UNSET = {
     "project.timezone": "Europe/Vienna",
     "journal.keep": "none",
     "gate.latency": "none",
-    "gate.false_promotions": "none",
     "decide.max_age": "none",
     "decide.every": "none",
     "decide.budget": "none",

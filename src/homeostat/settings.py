@@ -224,7 +224,7 @@ class Gate(_Section):
         description="Least confidence of the one-sided bound that must exclude harm.",
     )
     false_promotions: Annotated[float | None, BeforeValidator(lifted)] = Field(
-        None,
+        0.5,
         ge=0,
         description="Harmful promotions a year that chance may bring, besides one in ten of all; "
         "looks beyond that test at a higher confidence. 'none': all have the same.",
