@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from report_fixtures import calm, drift
 
 from homeostat.decide import asked, decide, policy
-from homeostat.past import Past, Refused
+from homeostat.past import Past
 from homeostat.records import (
     Action,
     ColumnDrift,
@@ -30,7 +30,7 @@ from homeostat.settings import Decide
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
-RULE = Decide(cooldown=28 * DAY, backoff=2.0, recalibrate=True)
+RULE = Decide(cooldown=28 * DAY, backoff=2.0, max_age=None, recalibrate=True)
 NEVER, LONG_AGO, LATELY = Past(), Past(NOW - 31 * DAY), Past(NOW - 5 * DAY)
 
 
@@ -461,7 +461,7 @@ def test_a_drift_that_does_not_persist_leaves_other_triggers_alone():
     ],
 )
 def test_each_refusal_in_a_row_doubles_the_wait_for_the_same_trigger(times, days, action):
-    past = Past(NOW - days * DAY, refused={"drift": Refused(times, 0)})
+    past = Past(NOW - days * DAY, refused={"drift": times})
     decision = decide(DRIFT, past, NOW, RULE)
     assert decision.action is action
     if action is Action.HOLD:
@@ -470,25 +470,36 @@ def test_each_refusal_in_a_row_doubles_the_wait_for_the_same_trigger(times, days
     assert decide(HARM, past, NOW, RULE).action is Action.RETRAIN
 
 
-def test_after_a_refusal_growth_counts_from_there():
-    past = Past(LONG_AGO.last_training, trained_rows=1000, refused={"growth": Refused(1, 2000)})
-    rule = Decide(growth=0.1, cooldown=DAY)
+def test_growth_counts_from_the_last_training_whatever_became_of_it():
+    past = Past(LONG_AGO.last_training, trained_rows=1000, history=2000)
+    rule = Decide(growth=0.1, cooldown=DAY, max_age=None)
     assert decide(replace(QUIET, history=2199), past, NOW, rule).trigger == "none"
-    assert decide(replace(QUIET, history=2200), past, NOW, rule).trigger == "growth"
+    decision = decide(replace(QUIET, history=2200), past, NOW, rule)
+    assert decision.trigger == "growth"
+    assert "10% more than at the last training" in decision.reason
 
 
 def test_a_budget_bounds_the_trainings_of_a_period():
     rule = Decide(cooldown=DAY, budget=2, budget_period=100 * DAY)
-    spent = Past(NOW - 20 * DAY, trainings=(NOW - 50 * DAY, NOW - 20 * DAY))
+    trainings = tuple(NOW - days * DAY for days in (60, 50, 20))
+    spent = Past(NOW - 20 * DAY, began=NOW - 300 * DAY, trainings=trainings)
     decision = decide(DRIFT, spent, NOW, rule)
     assert (decision.action, decision.trigger) == (Action.HOLD, "budget")
-    assert decide(DRIFT, spent, NOW + 50 * DAY, rule).action is Action.RETRAIN
-    assert decide(DRIFT, NEVER, NOW, Decide(budget=0)).trigger == "budget"
+    assert "2 in 100 days, and one beforehand" in decision.reason
+    assert decide(DRIFT, spent, NOW + 40 * DAY, rule).action is Action.RETRAIN
+
+
+def test_a_budget_is_earned_as_evenly_as_time_passes_and_one_is_there_at_once():
+    rule = Decide(cooldown=DAY, budget=2, budget_period=100 * DAY)
+    assert decide(DRIFT, Past(began=NOW), NOW, rule).action is Action.RETRAIN
+    one = Past(NOW - 40 * DAY, began=NOW - 49 * DAY, trainings=(NOW - 40 * DAY,))
+    assert decide(DRIFT, one, NOW, rule).trigger == "budget"
+    assert decide(DRIFT, one, NOW + DAY, rule).action is Action.RETRAIN
 
 
 @pytest.mark.parametrize(
     ("rule", "trigger"),
-    [(Decide(max_age=100 * DAY), "age"), (Decide(every=100 * DAY), "schedule")],
+    [(Decide(max_age=100 * DAY), "age"), (Decide(max_age=None, every=100 * DAY), "schedule")],
 )
 def test_age_and_schedule_are_due_to_the_day(rule, trigger):
     young, old = Past(trained_at=NOW - 99 * DAY), Past(trained_at=NOW - 100 * DAY)
@@ -498,10 +509,23 @@ def test_age_and_schedule_are_due_to_the_day(rule, trigger):
     assert "100 days ago" in decision.reason
 
 
-def test_a_schedule_counts_from_the_last_training_and_age_from_the_champions():
-    past = Past(NOW - 50 * DAY, trained_at=NOW - 200 * DAY)
-    assert decide(QUIET, past, NOW, Decide(every=100 * DAY)).trigger == "none"
-    assert decide(QUIET, past, NOW, Decide(max_age=100 * DAY)).trigger == "age"
+def test_age_and_schedule_count_from_the_last_training_even_if_it_was_refused():
+    past = Past(NOW - 50 * DAY, trained_at=NOW - 200 * DAY, paid=True)
+    for rule in (Decide(max_age=None, every=51 * DAY), Decide(max_age=51 * DAY)):
+        assert decide(QUIET, past, NOW, rule).trigger == "none"
+        assert decide(QUIET, past, NOW + DAY, rule).trigger in ("age", "schedule")
+
+
+@pytest.mark.parametrize(("unpaid", "times"), [(0, 2), (1, 4), (2, 8), (3, 8), (900, 8)])
+def test_where_promotions_do_not_pay_a_model_may_grow_older(unpaid, times):
+    rule = Decide(max_age=10 * DAY, cooldown=DAY)
+    last = NOW - times * 10 * DAY
+    calm = decide(QUIET, Past(last + DAY, unpaid=unpaid), NOW, rule)
+    assert calm.trigger == "none"
+    decision = decide(QUIET, Past(last, unpaid=unpaid), NOW, rule)
+    assert decision.trigger == "age"
+    assert f"{times} times decide.max_age, as no promotion has paid" in decision.reason
+    assert decide(QUIET, Past(NOW - 10 * DAY, unpaid=unpaid, paid=True), NOW, rule).trigger == "age"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from homeostat.settings import Gate
 START = datetime(2013, 2, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 WINDOW = Window(START, START + 7 * DAY)
-RULE = Gate(min_rows=50, min_blocks=5)
+RULE = Gate(min_rows=50, min_blocks=5, confidence=0.95)
 
 
 def times(rows, days=7):

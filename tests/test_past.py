@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from homeostat.audit import jsonable
-from homeostat.past import Past, Refused, past
+from homeostat.past import Past, past
 from homeostat.records import Window
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
@@ -35,7 +35,8 @@ def gate(day, *, promote, kind="gate"):
 
 def test_nothing_happened_yet():
     assert past([]) == Past()
-    assert past([line("first", 1), line("promoted", 1, release="a", kind="first")]) == Past()
+    first = [line("first", 1), line("promoted", 1, release="a", kind="first")]
+    assert past(first) == Past(began=at(1))
 
 
 def test_trainings_and_looks_at_models_and_maps_are_kept_apart():
@@ -65,9 +66,37 @@ def test_a_run_of_drift_ends_with_a_calm_window_and_with_another_model_but_not_w
 def test_refusals_count_by_trigger_until_a_promotion():
     refusal = [decided(20, "retrain", "growth"), line("trained", 20), gate(20, promote=False)]
     again = [decided(50, "retrain", "growth"), line("trained", 50), gate(50, promote=False)]
-    assert past([*refusal, *again]).refused == {"growth": Refused(2, 5000)}
+    assert past([*refusal, *again]).refused == {"growth": 2}
     promoted = line("promoted", 60, release="a", kind="retrain")
-    assert past([*refusal, promoted, *again]).refused == {"growth": Refused(1, 5000)}
+    assert past([*refusal, promoted, *again]).refused == {"growth": 1}
+
+
+def test_growth_counts_from_the_rows_at_the_last_training():
+    lines = [decided(20, "retrain", "growth"), line("trained", 20), decided(27, "hold", "none")]
+    assert past(lines).history == 2000
+
+
+def probation(day, release, p_value):
+    return line("probation", day, release=release, p_value=p_value)
+
+
+def test_a_promotion_has_paid_when_its_last_look_finds_it_better_and_until_the_next_one():
+    promoted = line("promoted", 20, release="b", kind="retrain")
+    better, unsure = probation(30, "b", 0.95), probation(37, "b", 0.6)
+    assert past([promoted, better]).paid
+    assert not past([promoted, better, unsure]).paid
+    assert not past([promoted, probation(30, "a", 0.95)]).paid
+    assert past([promoted, better, line("promoted", 40, release="m", kind="recalibrate")]).paid
+    assert not past([promoted, better, line("promoted", 40, release="c", kind="retrain")]).paid
+
+
+def test_trainings_at_which_nothing_had_paid_are_counted_in_a_row():
+    found, lines = [], [line("first", 0)]
+    for day in (20, 40, 60):
+        lines += [line("trained", day), line("promoted", day, release=str(day), kind="retrain")]
+        found.append(past(lines).unpaid)
+    assert found == [0, 1, 2]
+    assert past([*lines, probation(70, "60", 0.95), line("trained", 80)]).unpaid == 0
 
 
 def test_maps_that_did_not_mend_harm_count_until_one_does():
@@ -109,5 +138,5 @@ def test_lines_of_an_older_version_are_read_as_they_were():
         gate(7, promote=False),
         line("promoted", 8, release="a"),
     ]
-    assert past(lines[:2]).refused == {"drift": Refused(1, 0)}
+    assert past(lines[:2]).refused == {"drift": 1}
     assert past(lines).refused == {}

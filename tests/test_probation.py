@@ -13,7 +13,7 @@ from homeostat.records import Action, Candidate, TrainingRows
 from homeostat.testing import START
 
 SAME = binary()
-QUIET = {"growth": 0, "recalibrate": False}
+QUIET = {"growth": 0, "max_age": None, "recalibrate": False, "probation": 4}
 BAD = """
     target = target.sample(frac=1, random_state=0).to_numpy()
 """

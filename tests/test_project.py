@@ -326,11 +326,11 @@ def test_times_with_the_day_first_are_read_so_and_it_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("count", "days", "block", "window", "gate", "cooldown"),
     [
-        (2_000, 4, "1h", "1d", "2d", "4d"),  # many rows, few days
-        (600, 60, "7d", "35d", "35d", "35d"),  # ten rows a day are too few for blocks of a day
-        (2_000, 60, None, None, None, None),  # the defaults: a day, a week, four weeks
-        (8_000, 900, "7d", "35d", "35d", "35d"),  # more than 400 days
-        (3_000, 900, "7d", "70d", "70d", "70d"),  # 35 days would hold fewer than 200 rows
+        (2_000, 4, "1h", "1d", "2d", "3d"),  # many rows, few days
+        (600, 60, "7d", "35d", "70d", "105d"),  # ten rows a day are too few for blocks of a day
+        (2_000, 60, None, None, None, None),  # the defaults: a day, a week, three weeks
+        (8_000, 900, "7d", "35d", "70d", "105d"),  # nine rows a day
+        (3_000, 900, "7d", "70d", "140d", "210d"),  # 35 days would hold fewer than 200 rows
     ],
 )
 def test_block_and_window_follow_the_span_and_the_rate(

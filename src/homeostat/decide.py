@@ -19,7 +19,7 @@ from homeostat.records import Action, Decision, Evidence, Hurts, State, Window
 from homeostat.settings import Decide
 
 DAY = timedelta(days=1)
-LONGEST = 8  # cool-downs that refusals in a row make of one, at most
+LONGEST = 8  # cool-downs that refusals in a row make of one, and ages of one, at most
 TRIES = 2  # a map is judged by windows that came after what it is to mend
 RECORD, EARNED = 8, 0.8  # judgements after which the twins' word counts, if that share was right
 
@@ -144,14 +144,10 @@ def _due(
 
     rows, trained = evidence.history, past.trained_rows
     if rule.growth and trained:
-        # After a refusal only as much growth again is news.
-        refused = past.refused.get("growth")
-        base = max(trained, refused.history if refused else 0)
+        base = max(trained, past.history)
         if rows >= base * (1 + rule.growth):
-            reason = (
-                f"There are {rows:,} labelled rows, {rows / trained - 1:.0%} more than the "
-                "champion was trained on."
-            )
+            since = "the champion was trained on" if base == trained else "at the last training"
+            reason = f"There are {rows:,} labelled rows, {rows / base - 1:.0%} more than {since}."
             yield training("growth", reason)
     told, (right, judged) = evidence.staleness, past.probes
     earned = judged >= RECORD and right >= EARNED * judged
@@ -161,12 +157,28 @@ def _due(
             f"{told.metric.replace('_', ' ')}, and {right} of {judged} such words came true."
         )
         yield training("staleness", reason)
-    if rule.max_age is not None and past.trained_at and now - past.trained_at >= rule.max_age:
-        reason = f"The champion was trained {_days(now - past.trained_at)} ago (decide.max_age)."
-        yield training("age", reason)
     last = past.last_training or past.trained_at
+    if rule.max_age is not None and last:
+        times = patience(past)
+        if now >= _later(last, _times(rule.max_age, times)):
+            reason = f"The last training is {_days(now - last)} ago (decide.max_age)."
+            if times > 1:
+                unpaid = f"{times} times decide.max_age, as no promotion has paid for a while"
+                reason = f"The last training is {_days(now - last)} ago: {unpaid}."
+            yield training("age", reason)
     if rule.every is not None and last and now - last >= rule.every:
         yield training("schedule", f"The last training is {_days(now - last)} ago (decide.every).")
+
+
+def patience(past: Past) -> int:
+    """How many times `decide.max_age` a model may be old.
+
+    Once where nothing was trained yet, or the last promotion has paid; else twice as often for each
+    training in a row at which none had, eight times at most.
+    """
+    if past.last_training is None or past.paid:
+        return 1
+    return int(min(2 ** (past.unpaid + 1), LONGEST))
 
 
 def _allowed(wanted: Decision, past: Past, now: datetime, rule: Decide) -> Decision:
@@ -186,11 +198,11 @@ def _allowed(wanted: Decision, past: Past, now: datetime, rule: Decide) -> Decis
             return Decision(Action.HOLD, "cooldown", reason, numbers)
         refused = past.refused.get(wanted.trigger)
         if refused is not None:
-            times = min(rule.backoff**refused.times, LONGEST)
+            times = min(rule.backoff**refused, LONGEST)
             until = _later(past.last_training, _times(rule.cooldown, times))
             if now < until:
                 reason = (
-                    f"{wanted.reason} But the gate refused the last {refused.times} that were "
+                    f"{wanted.reason} But the gate refused the last {refused} that were "
                     f"trained for this: no other before {until:%Y-%m-%d %H:%M} UTC "
                     "(decide.backoff)."
                 )
@@ -204,10 +216,11 @@ def _allowed(wanted: Decision, past: Past, now: datetime, rule: Decide) -> Decis
         return Decision(Action.HOLD, "cooldown", reason, numbers)
     if rule.budget is not None:
         spent = sum(now - at < rule.budget_period for at in past.trainings)
-        if spent >= rule.budget:
+        passed = min((now - past.began) / rule.budget_period, 1.0) if past.began else 1.0
+        if spent + 1 > 1 + rule.budget * passed:
             reason = (
-                f"{wanted.reason} But {spent} trainings in {_days(rule.budget_period)} use up "
-                "decide.budget."
+                f"{wanted.reason} But {spent} trainings use up what decide.budget allows: "
+                f"{rule.budget} in {_days(rule.budget_period)}, and one beforehand."
             )
             return Decision(Action.HOLD, "budget", reason, {**numbers, "spent": spent})
     return replace(wanted, reason=f"{wanted.reason[:-1]}; {last}.")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HOUR, DAY, WEEK = timedelta(hours=1), timedelta(days=1), timedelta(days=7)
-MOST_BLOCKS = 400  # of a reference
+MOST_BLOCKS = {HOUR: 400, DAY: 4_000}  # of a reference: the longer it is, the longer a look takes
 LEAST_ROWS = 20  # of a block, on average
 LEAST_WINDOW = 200  # rows of a window, on average
 BLOCKS = {HOUR: 24, DAY: 7, WEEK: 5}
@@ -64,8 +64,9 @@ def draft(
     task: str | None = None,
     exclude: Sequence[str] = (),
     timezone: str | None = None,
+    least: timedelta = timedelta(0),
 ) -> Draft:
-    """Read `data` and infer a project that will live in `root`.
+    """Read `data` and infer a project that will live in `root`, with windows of `least` or more.
 
     Raises ProjectError for a file, column, zone or time that cannot be used, and SchemaError for a
     target or feature that no model can be served with.
@@ -91,7 +92,7 @@ def draft(
     if any(read.naive for read in times.values()):
         about["timezone"] = timezone or "UTC"
         said.append(f"times carry no zone and are read as {about['timezone']} (project.timezone).")
-    lengths, why = _lengths({name: read.utc[usable] for name, read in times.items()}, time)
+    lengths, why = _lengths({name: read.utc[usable] for name, read in times.items()}, time, least)
     said += why
     said += _warnings(len(rows), data, root)
     code = {name: read.code for name, read in times.items()}
@@ -285,10 +286,10 @@ def _explained(rows: pd.DataFrame, feature: Feature, schema: Schema) -> float:
 
 
 def _lengths(
-    utc: Mapping[str, pd.Series[Any]], time: str
+    utc: Mapping[str, pd.Series[Any]], time: str, least: timedelta
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """All lengths of time for these columns of times, and lines that say why."""
-    lengths, why = _blocks(utc[time])
+    lengths, why = _blocks(utc[time], least)
     if "labelled_at" not in utc:
         return lengths, [why]
     delay = _delay(utc["labelled_at"] - utc[time])
@@ -296,13 +297,13 @@ def _lengths(
     return {**lengths, "labels": {"delay": delay}}, [why, said]
 
 
-def _blocks(utc: pd.Series[Any]) -> tuple[dict[str, dict[str, Any]], str]:
+def _blocks(utc: pd.Series[Any], least: timedelta) -> tuple[dict[str, dict[str, Any]], str]:
     """Block and windows for these event times, and a line that says why.
 
-    The block is the shortest of an hour, a day and a week that cuts the data into at most 400 and
-    holds 20 rows on average. A window has 24 hours, 7 days or 5 weeks, and is doubled while it
-    would hold fewer than 200 rows, as long as ten of them fit into the data. The gate judges on
-    two windows, or on one if it is of weeks.
+    The block is an hour where the data has at most 400, a day where it has at most 4,000, if it
+    holds 20 rows on average, and else a week. A window has 24 hours, 7 days or 5 weeks, as many
+    whole blocks as `least` if that is longer, and is doubled while it would hold fewer than 200
+    rows, as long as ten of them fit into the data. The other lengths count windows, see `_rhythm`.
     """
     span = (utc.max() - utc.min()).to_pytimedelta()
     if span < HOUR:
@@ -311,9 +312,14 @@ def _blocks(utc: pd.Series[Any]) -> tuple[dict[str, dict[str, Any]], str]:
             hint="Is it the right time column?",
         )
     block = next(
-        (b for b in BLOCKS if span <= MOST_BLOCKS * b and len(utc) * (b / span) >= LEAST_ROWS), WEEK
+        (
+            b
+            for b, most in MOST_BLOCKS.items()
+            if span <= most * b and len(utc) * (b / span) >= LEAST_ROWS
+        ),
+        WEEK,
     )
-    window = BLOCKS[block] * block
+    window = max(BLOCKS[block] * block, least // block * block)
     while len(utc) * (window / span) < LEAST_WINDOW and 20 * window <= span:
         window *= 2
     why = (
@@ -322,14 +328,27 @@ def _blocks(utc: pd.Series[Any]) -> tuple[dict[str, dict[str, Any]], str]:
     )
     if (block, window) == (DAY, WEEK):
         return {}, why
-    lengths: dict[str, dict[str, Any]] = {
+    lengths = {
         "monitor": {"window": _short(window), "block": _short(block)},
-        "gate": {"window": _short(window if block == WEEK else 2 * window)},
-        "decide": {"cooldown": _short(max(window, min(4 * window, 28 * DAY)))},
+        **_rhythm(window),
     }
     if block < DAY:
         lengths["run"] = {"every": _short(block)}
     return lengths, why
+
+
+def _rhythm(window: timedelta) -> dict[str, dict[str, Any]]:
+    """The lengths of gate and decisions for windows of this length, as the defaults have them for
+    a week: two windows judge, three are between trainings, and six make a model old.
+    """
+    return {
+        "gate": {"window": _short(2 * window)},
+        "decide": {
+            "cooldown": _short(3 * window),
+            "max_age": _short(6 * window),
+            "budget_period": _short(100 * window),
+        },
+    }
 
 
 def _delay(ages: pd.Series[Any]) -> str:

@@ -19,8 +19,16 @@ very first release sets no cool-down off, so its kind `first` does not count."""
 MOVES = frozenset({"promoted", "rolled_back", "recovered"})
 """Kinds of line after which another release serves."""
 
+FIRST = frozenset({"first", "adopted"})
+"""Kinds of line of the first release."""
+
 PROBATION = "probation"
-"""Who went back, in a line of kind `rolled_back`, where it was the loop itself."""
+"""The kind of line that keeps a look of the probation; and who went back, in a line of kind
+`rolled_back`, where it was the loop itself."""
+
+PAID = 0.9
+"""The p-value of being worse, in the last look of a promotion's probation, from which on it has
+paid: with a confidence of 90 % it is better than what it replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +38,6 @@ class Look:
     at: datetime
     level: float  # the chance of promoting harm that it could take
     promoted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Challengers that one trigger set off in a row, and that the gate refused."""
-
-    times: int
-    history: int  # labelled rows when the last of them was trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,20 @@ class Past:
     mapped_until: datetime | None = None  # end of the newest rows that judged a recalibration
     trained_at: datetime | None = None  # when the champion's model was trained
     trainings: tuple[datetime, ...] = ()  # of every challenger, as `last_training`
-    refused: Mapping[str, Refused] = field(default_factory=dict)  # by trigger, since a promotion
+    refused: Mapping[str, int] = field(default_factory=dict)  # challengers that the gate refused in
+    # a row, by what had set them off, since a promotion
     drifted: tuple[Window, ...] = ()  # that drifted in a row up to the last look, newest first
     probes: tuple[int, int] = (0, 0)  # how often the twins' word agreed with the gate's, and of how
     # many; see `past`
     rolled_back: datetime | None = None  # when the loop last went back from a worse champion
     undone: tuple[str, ...] = ()  # releases from which it went back
     unmended: int = 0  # maps in a row that were tried for harm, and that the gate refused
+    began: datetime | None = None  # when the first release was made
+    history: int = 0  # labelled rows when the last challenger was trained
+    paid: bool = (
+        False  # the last model that was promoted was shown to be better than the one before
+    )
+    unpaid: int = 0  # trainings in a row up to the last one at which no promotion had paid
 
 
 def past(lines: Sequence[Mapping[str, Json]]) -> Past:
@@ -76,6 +83,10 @@ def past(lines: Sequence[Mapping[str, Json]]) -> Past:
         rolled_back=walk.rolled_back,
         undone=tuple(walk.undone),
         unmended=walk.unmended,
+        began=walk.began,
+        history=walk.history,
+        paid=walk.paid,
+        unpaid=walk.unpaid,
         looks=gate_looks(lines),
     )
 
@@ -93,13 +104,18 @@ def gate_looks(lines: Iterable[Mapping[str, Json]]) -> tuple[Look, ...]:
 class _Walk:
     trainings: list[datetime] = field(default_factory=list)
     ends: dict[str, datetime] = field(default_factory=dict)  # newest row looked at, by kind of gate
-    refused: dict[str, Refused] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
     drifted: list[Window] = field(default_factory=list)
     right: int = 0
     judged: int = 0
     rolled_back: datetime | None = None
     undone: list[str] = field(default_factory=list)
     unmended: int = 0
+    began: datetime | None = None
+    history: int = 0
+    paid: bool = False
+    unpaid: int = 0
+    _model: str = ""
     _trigger: str = ""
     _map: str = ""
     _look: Mapping[str, Json] = field(default_factory=dict)
@@ -107,6 +123,12 @@ class _Walk:
     def take(self, kind: str, at: datetime, body: Mapping[str, Json]) -> None:
         if kind in TRAININGS:
             self.trainings.append(at)
+            self.history = self._look.get("history", 0) or self.history
+            self.unpaid = 0 if self.paid or len(self.trainings) == 1 else self.unpaid + 1
+        elif kind in FIRST:
+            self.began = self.began or at
+        elif kind == PROBATION and body.get("release") == self._model:
+            self.paid = body["p_value"] >= PAID
         elif kind in ("gate", "calibration_gate"):
             self._gate(kind, body)
         elif kind == "monitored":
@@ -116,6 +138,7 @@ class _Walk:
         elif kind in MOVES and _trained(body):
             self.drifted.clear()  # the reference is another one
             self.refused.clear()
+            self.paid, self._model = False, body.get("release", "")
         if kind == "promoted":
             self.unmended = 0
         if kind == "rolled_back" and body.get("by") == PROBATION:
@@ -131,8 +154,7 @@ class _Walk:
             self.unmended += self._map == "harm" and not body.get("promote", False)
             return
         if not body.get("promote", False):
-            before = self.refused.get(self._trigger, Refused(0, 0))
-            self.refused[self._trigger] = Refused(before.times + 1, self._look.get("history", 0))
+            self.refused[self._trigger] = self.refused.get(self._trigger, 0) + 1
         told = self._look.get("staleness")
         if told and told["low"] is not None:
             self.judged += 1

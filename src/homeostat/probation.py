@@ -18,18 +18,15 @@ from homeostat import lineage, quarantine
 from homeostat.audit import jsonable
 from homeostat.challenge import Challenge
 from homeostat.gate import TIE
-from homeostat.past import MOVES
+from homeostat.past import MOVES, PROBATION
 from homeostat.records import Json, Release, Trial, Window
 from homeostat.schema import Schema
-from homeostat.stats import BlockMean, block_keys
+from homeostat.stats import CONFIDENCE, BlockMean, block_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats: TypeAlias = NDArray[np.float64]
-
-LOOK = "probation"
-"""The kind of line in the audit chain that keeps a look."""
 
 
 def look(by: Challenge, champion: Release, now: datetime) -> Trial | None:
@@ -37,9 +34,9 @@ def look(by: Challenge, champion: Release, now: datetime) -> Trial | None:
 
     A promotion is looked at `decide.probation` times, each time on all whole windows since. With
     d = champion's loss − loss of the release it replaced, the champion is worse where the one-sided
-    p-value of the mean of d being no greater than 0 is at most (1 − gate.confidence) ÷ looks: over
-    all looks a champion that is as good is called worse with a probability of 1 − gate.confidence
-    at most (Bonferroni). A look that said worse is given again until another release serves.
+    p-value of the mean of d being no greater than 0 is at most .05 ÷ looks: over
+    all looks a champion that is as good is called worse with a probability of 5 % at most
+    (Bonferroni). A look that said worse is given again until another release serves.
     """
     if not by.settings.decide.probation:
         return None
@@ -50,7 +47,7 @@ def look(by: Challenge, champion: Release, now: datetime) -> Trial | None:
             return taken[-1]
         found = _due(by, champion, pair, taken[-1].look if taken else 0, now)
         if found is not None:
-            by.audit.write(LOOK, now, jsonable(found))
+            by.audit.write(PROBATION, now, jsonable(found))
             return found
     return None
 
@@ -70,7 +67,7 @@ def _promotions(
 
 def _taken(lines: Sequence[Mapping[str, Json]]) -> Iterator[Trial]:
     for line in lines:
-        if line["kind"] == LOOK:
+        if line["kind"] == PROBATION:
             body = dict(line["body"])
             edges = (datetime.fromisoformat(body["window"][name]) for name in ("start", "end"))
             yield Trial(**{**body, "window": Window(*edges)})
@@ -93,7 +90,7 @@ def _due(
     if paired.rows < settings.gate.min_rows or paired.blocks < settings.gate.min_blocks:
         return None
     new, old = (float(losses.mean()) for losses in rows)
-    level = (1 - settings.gate.confidence) / looks
+    level = (1 - CONFIDENCE) / looks
     p_value = paired.p_greater()
     worse = p_value <= level and paired.mean > TIE * abs(old)
     compared = (

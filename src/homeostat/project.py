@@ -50,9 +50,7 @@ _UNSET = {
     "project.timezone": "Europe/Vienna",
     "journal.keep": "none",
     "gate.latency": "none",
-    "decide.max_age": "none",
     "decide.every": "none",
-    "decide.budget": "none",
 }
 """Something to write where a setting's default is to be unset, which TOML cannot say."""
 _HEAD = """\

@@ -218,7 +218,7 @@ class Gate(_Section):
         5, ge=2, description="Fewer blocks (monitor.block): the champion stays."
     )
     confidence: float = Field(
-        0.95,
+        0.8,
         gt=0.5,
         lt=1,
         description="Least confidence of the one-sided bound that must exclude harm.",
@@ -268,25 +268,29 @@ class Decide(_Section):
         "set it off so many times longer, up to eight times; 1: it does not.",
     )
     growth: float = Field(
-        0.1,
+        0.3,
         ge=0,
-        description="Retrain when there are this many more labelled rows than the champion was "
-        "trained on, as a share of those; 0 switches it off.",
+        description="Retrain when there are this many more labelled rows than at the last "
+        "training, as a share of those; 0 switches it off.",
     )
     persistence: int = Field(
         1, ge=1, description="Disjoint windows in a row that must have drifted before a training."
     )
     max_age: Annotated[Duration | None, BeforeValidator(lifted)] = Field(
-        None, description="Retrain when the champion's model is this old; 'none': age is no reason."
+        timedelta(days=42),
+        description="Retrain when the last training is so long ago; twice as long for each in a "
+        "row at which no promotion had paid, eight times at most. 'none': age is no reason.",
     )
     every: Annotated[Duration | None, BeforeValidator(lifted)] = Field(
         None, description="Retrain when the last training is so long ago; 'none': no schedule."
     )
     budget: Annotated[int | None, Field(ge=0), BeforeValidator(lifted)] = Field(
-        None, description="Most trainings within decide.budget_period; 'none': no limit."
+        18,
+        description="Trainings that decide.budget_period allows, as evenly as time passes, besides "
+        "one beforehand; 'none': no limit.",
     )
     budget_period: Duration = Field(
-        timedelta(days=365), description="Over which decide.budget is counted."
+        timedelta(days=700), description="Over which decide.budget is counted."
     )
     recalibrate: bool = Field(
         False,
@@ -297,7 +301,7 @@ class Decide(_Section):
         4, ge=1, description="Windows (monitor.window) of mature labelled rows that fit a map."
     )
     probation: int = Field(
-        4,
+        8,
         ge=0,
         description="Windows after a promotion in which the new champion is compared with the one "
         "it replaced, which serves again if it was better; 0: none.",

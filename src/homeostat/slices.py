@@ -21,7 +21,7 @@ from homeostat.page import shown
 from homeostat.records import Slice
 from homeostat.schema import Feature
 from homeostat.settings import Gate
-from homeostat.stats import BlockMean, holm
+from homeostat.stats import CONFIDENCE, BlockMean, holm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,8 +69,7 @@ def compared(
     p-value is that of the mean of challenger − champion in the slice being no greater than
     `gate.slice_delta` times the champion's mean loss over all rows, one-sided, t on block means:
     harm counts by what it adds, so that a slice in which the champion hardly ever errs is not a
-    veto. Worse is a slice in which it is at most 1 − `gate.confidence` after Holm's correction over
-    all slices.
+    veto. Worse is a slice in which it is at most .05 after Holm's correction over all slices.
     """
     if not len(champion):
         return ()
@@ -78,9 +77,8 @@ def compared(
     made = [_compare(part, champion, challenger, keys, allowed) for part in split]
     made = [one for one in made if one.blocks >= max(2, gate.min_blocks)]
     fair = holm([one.p_value for one in made])
-    alpha = 1 - gate.confidence
     judged = [
-        replace(one, adjusted_p_value=p, worse=p <= alpha)
+        replace(one, adjusted_p_value=p, worse=p <= 1 - CONFIDENCE)
         for one, p in zip(made, fair, strict=True)
     ]
     return tuple(sorted(judged, key=lambda one: one.p_value))

@@ -78,7 +78,7 @@ def source(
             )
         said.append(f"models are fitted by {script}, with the settings of that project.")
     else:
-        chosen, script, more = _drafted(table, columns, chosen, root)
+        chosen, script, more = _drafted(table, columns, chosen, every, root)
         said += more
     if chosen.monitor.detector != "homeostat":
         raise HomeostatError(
@@ -177,12 +177,14 @@ def _arrivals(table: pa.Table, target: str, every: timedelta, unknown: Any) -> p
 
 
 def _drafted(
-    table: pa.Table, columns: Columns, chosen: Settings, root: Path
+    table: pa.Table, columns: Columns, chosen: Settings, every: timedelta, root: Path
 ) -> tuple[Settings, Path, list[str]]:
-    """Settings and script as `homeostat init --data` makes them for the same rows."""
+    """Settings and script as `homeostat init --data` makes them for the same rows, but that a
+    window is as long as a step, since more is not looked at between two of them.
+    """
     data = root / "rows.parquet"
     pq.write_table(table.filter(pc.is_valid(table.column(columns.target))), data)
-    made = draft.draft(data, root, columns.target, "occurred_at", task=columns.task)
+    made = draft.draft(data, root, columns.target, "occurred_at", task=columns.task, least=every)
     overrides: dict[str, dict[str, Any]] = {
         section: dict(values) for section, values in made.settings.items()
     }
