@@ -61,7 +61,7 @@ class Tested:
 
 def column_tests(column: Column, before: Counts, after: Counts, layout: Layout) -> Tested:
     """Both with shape (blocks, cells), null last; without stretches rows are independent."""
-    scores, names = _scores(column, before, after)
+    scores, names = _scores(column, before, after, layout)
     parts = [
         _contrasts(names, scores, before, after, layout),
         _shape(column, before, after, layout),
@@ -72,7 +72,9 @@ def column_tests(column: Column, before: Counts, after: Counts, layout: Layout) 
     )
 
 
-def _scores(column: Column, before: Counts, after: Counts) -> tuple[Floats, tuple[str, ...]]:
+def _scores(
+    column: Column, before: Counts, after: Counts, layout: Layout
+) -> tuple[Floats, tuple[str, ...]]:
     """A score for each cell and aspect, shape (cells, k): an aspect's contrast is a mean score.
 
     Numbers: *location*, the ridit 2u − 1 of the pooled rows (Bross 1958, Biometrics 14:18), so that
@@ -80,10 +82,14 @@ def _scores(column: Column, before: Counts, after: Counts) -> tuple[Floats, tupl
     Bradley (1960, Ann. Math. Stat. 31:1174); null is neutral in both; *nulls*, whether it is null;
     *low tail* and *high tail*, whether it lies at one end (`_ends`): ridits end at ±1 however far a
     column moves, while the share of values that were hardly ever seen grows from next to nothing.
+    Shorter stretches tell nothing of the ends: a stream leaves its range in spells, and how often,
+    a few of them cannot say.
     Levels: whether it is this one, those together of which five are not expected in the window.
     """
     pool = before.sum(axis=0) + after.sum(axis=0)
     if column.ordered:
+        if layout.known and not layout.calibrated:
+            return number_scores(pool), ("location", "spread", "nulls")
         scores = np.column_stack([number_scores(pool), _ends(pool)])
         return scores, ("location", "spread", "nulls", "low tail", "high tail")
     enough = pool * (after.sum() / pool.sum()) >= MIN_EXPECTED
