@@ -20,6 +20,7 @@ from homeostat.build import Project
 from homeostat.draft import read_file
 from homeostat.engines.local import LocalEngine
 from homeostat.errors import HomeostatError, ProjectError, ReleaseError, SchemaError
+from homeostat.objects import Job
 from homeostat.project import settings_toml
 from homeostat.records import MICROSECOND, Candidate, Outcome, TrainingRows
 from homeostat.rowhash import frame_hash
@@ -120,7 +121,7 @@ def _tried(
     named = chosen.monitor.segments
     levels.check(schema.features, named)
     block = chosen.monitor.block
-    job = fit.Job(chosen.script, chosen.root, about.seed, block, segments=named)
+    job = Job(chosen.script, chosen.root, about.seed, block, segments=named)
     fitted = engine.run(fit.adopt, job, content, rows, schema)
     times = rows.column("occurred_at")
     candidate = Candidate(

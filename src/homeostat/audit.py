@@ -115,6 +115,8 @@ def fitted(candidate: Candidate) -> dict[str, Json]:
         "seed": candidate.seed,
         "training": jsonable(candidate.training),
         **({"calibration": jsonable(candidate.calibration)} if candidate.calibration else {}),
+        **({"members": len(candidate.members)} if len(candidate.members) > 1 else {}),
+        **({"left_out": list(candidate.left_out)} if candidate.left_out else {}),
     }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from homeostat.blend import Blend
 from homeostat.errors import TwinError
 from homeostat.schema import UNSEEN, Feature, Schema
 from homeostat.trees import extreme_booster
@@ -42,6 +43,8 @@ def known_levels(estimator: Any, schema: Schema) -> Levels:
 
 def _texts(step: Any) -> set[str]:
     """The levels that encoders and models in a pipeline tell apart, at any depth."""
+    if isinstance(step, Blend):
+        return {text for member in step.estimators for text in _texts(member)}
     if _kind(step) in CODED:
         return {v for values in step.categories_ for v in values.tolist() if isinstance(v, str)}
     if _names(step) & BOOSTERS:

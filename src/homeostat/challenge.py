@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from homeostat import gate, lineage, quarantine, slices, wealth
 from homeostat.audit import fitted, jsonable
+from homeostat.blend import Elder
 from homeostat.contracts import Audit, Journal, Releases, Trainer
 from homeostat.errors import HomeostatError, ReleaseError, TrainingError, cause
 from homeostat.holdout import Holdout, before, everything, hold_out, newest
@@ -25,6 +26,7 @@ from homeostat.records import Candidate, Json, Release, Verdict
 from homeostat.schema import Schema
 from homeostat.scoring import row_losses
 from homeostat.settings import Settings
+from homeostat.stats import BlockMean, block_keys
 
 MILLISECOND = timedelta(milliseconds=1)
 
@@ -55,7 +57,24 @@ class _Challenger:
     @property
     def told(self) -> dict[str, Json]:
         training = self.candidate.training
-        return {"share": self.share, "rows": training.rows, "loss": self.loss}
+        told = {"share": self.share, "rows": training.rows, "loss": self.loss}
+        return told | {"members": self.members}
+
+    @property
+    def members(self) -> int:
+        return max(len(self.candidate.members), 1)
+
+    def __str__(self) -> str:
+        if self.members > 1:
+            return f"the blend of {self.members} models"
+        rows = "all rows" if self.share == 1 else f"the newest {self.share:.0%} of the rows"
+        return f"that of {rows} alone"
+
+    def beats(self, usual: _Challenger, keys: Any, level: float) -> bool:
+        """Whether it is significantly better on rows in these blocks (one-sided t, as the gate)."""
+        if not math.isfinite(usual.loss):
+            return self.loss < usual.loss
+        return BlockMean.of(usual.losses - self.losses, keys).p_greater() <= level
 
 
 @dataclass(frozen=True)
@@ -101,25 +120,26 @@ class Challenge:
         parts = self._split(rows, champion)
         if parts.problem:
             return Challenged(problem=parts.problem)
-        refit = self.gated and self.settings.training.refit
-        made, left = self._challengers(parts, schema, champion.id, now)
-        best = min(made, key=lambda one: one.loss)
+        made, left = self._challengers(parts, schema, champion, now)
+        best = self._taken(made, parts)
         told = {"share": best.share, "beside": [one.told for one in made if one is not best] + left}
         self.audit.write("trained", now, fitted(best.candidate) | told)
         if self._undone(best.candidate):
             return Challenged(problem="The challenger is one that was rolled back as worse.")
-        verdict = self._judge(best, len(made), champion, parts, now)
+        verdict = self._judge(best, made, champion, parts, now)
         self.audit.write("gate", now, jsonable(verdict))
         candidate = best.candidate
-        if verdict.promote and refit:
-            rows = newest(rows, best.share)
-            candidate = self._fit(rows, schema, parts.window.end, now, champion.id)
+        if not verdict.promote:
+            return Challenged(candidate, verdict)
+        if self.gated and self.settings.training.refit:
+            rows, elder = newest(rows, best.share), Elder.of(candidate)
+            candidate = self._fit(rows, schema, parts.window.end, now, champion.id, elder=elder)
             self.query(candidate)
             self.audit.write("refitted", now, fitted(candidate))
             verdict = replace(verdict, sibling=True)
-        if verdict.promote:
-            candidate = self.trainer.with_twin(candidate, parts.judging)
-        return Challenged(candidate, verdict)
+        elif self.gated:
+            candidate = self.trainer.finished(candidate, newest(parts.training, best.share))
+        return Challenged(self.trainer.with_twin(candidate, parts.judging), verdict)
 
     def query(self, candidate: Candidate) -> None:
         """Ask the stored bytes for the golden rows; raises ReleaseError when they answer otherwise
@@ -152,48 +172,89 @@ class Challenge:
         now: datetime,
         parent: str | None,
         *,
+        elder: Elder | None = None,
         trial: bool = False,
     ) -> Candidate:
-        learned = schema.learned_from(rows)
-        return self.trainer.fit(rows, learned, cutoff=cutoff, as_of=now, parent=parent, trial=trial)
+        """A model of these rows, blended with the newest of `elder`, where there is one."""
+        learned, keep = schema.learned_from(rows), self.settings.training.blend
+        blended = elder is not None and keep > 1
+        made = self.trainer.fit(
+            rows, learned, cutoff=cutoff, as_of=now, parent=parent, trial=trial or blended
+        )
+        return self.trainer.finished(made, rows, elder, keep=keep) if blended else made
 
     def _challengers(
-        self, parts: Holdout, schema: Schema, parent: str, now: datetime
+        self, parts: Holdout, schema: Schema, champion: Release, now: datetime
     ) -> tuple[list[_Challenger], list[dict[str, Json]]]:
-        """The challenger of all rows and, where it can be made, that of the newest; why not, else.
+        """What is judged, the usual one first, and why others could not be made.
 
-        A failure of the former raises.
+        Usual is the blend of a model of all rows with the newest of the champion's line; beside it
+        stand that model alone, and one of the newest rows. A failure to fit the former raises.
         """
-        trial = self.gated and self.settings.training.refit
-        made, left = [self._challenger(parts, 1.0, schema, parent, now, trial=trial)], []
-        share = self.settings.training.recent if self.gated else 0.0
-        recent = newest(parts.training, share)
-        if self.settings.training.min_rows <= recent.num_rows < parts.training.num_rows:
+        training, left, elder = parts.training, list[dict[str, Json]](), self._elder(champion)
+        if not self.gated:
+            start = parts.window.start
+            candidate = self._fit(training, schema, start, now, champion.id, elder=elder)
+            return [_Challenger(1.0, candidate, np.empty(0))], left
+        made = [self._challenger(parts, 1.0, schema, champion.id, now)]
+        try:
+            made = self._blended(made[0], elder, parts) if elder else made
+        except HomeostatError as error:  # the model alone is judged
+            left.append({"share": 1.0, "reason": f"It could not be blended: {cause(error)}"})
+        share = self.settings.training.recent
+        recent = newest(training, share)
+        if self.settings.training.min_rows <= recent.num_rows < training.num_rows:
             try:
-                made.append(self._challenger(parts, share, schema, parent, now, trial=trial))
-            except HomeostatError as error:  # one class only, a limit: the other one is judged
+                made.append(self._challenger(parts, share, schema, champion.id, now))
+            except HomeostatError as error:  # one class only, a limit: the others are judged
                 left.append({"share": share, "reason": cause(error)})
         return made, left
 
     def _challenger(
-        self,
-        parts: Holdout,
-        share: float,
-        schema: Schema,
-        parent: str,
-        now: datetime,
-        *,
-        trial: bool,
+        self, parts: Holdout, share: float, schema: Schema, parent: str, now: datetime
     ) -> _Challenger:
         rows, start = newest(parts.training, share), parts.window.start
-        candidate = self._fit(rows, schema, start, now, parent, trial=trial)
-        losses = self._losses(candidate.objects, parts.fresh) if self.gated else np.empty(0)
-        return _Challenger(share, candidate, losses)
+        candidate = self._fit(rows, schema, start, now, parent, trial=True)
+        return _Challenger(share, candidate, self._losses(candidate.objects, parts.fresh))
+
+    def _elder(self, champion: Release) -> Elder | None:
+        """What of the champion a challenger is blended with; None where nothing is."""
+        if self.settings.training.blend == 1:
+            return None
+        model, schema = (self.releases.object(champion, name) for name in ("model", "schema"))
+        return Elder(model, schema, champion.members)
+
+    def _blended(self, alone: _Challenger, elder: Elder, parts: Holdout) -> list[_Challenger]:
+        """Its blend and itself, or itself where no other model can join it."""
+        keep = self.settings.training.blend
+        candidate = self.trainer.finished(
+            alone.candidate, parts.training, elder, keep=keep, trial=True
+        )
+        if len(candidate.members) == 1:
+            return [replace(alone, candidate=candidate)]
+        losses = self._losses(candidate.objects, parts.fresh)
+        return [replace(alone, candidate=candidate, losses=losses), alone]
+
+    def _taken(self, made: list[_Challenger], parts: Holdout) -> _Challenger:
+        """The usual one, unless others are significantly better: then the best of these."""
+        usual, *others = made
+        times = parts.fresh.column("occurred_at").to_numpy()
+        keys, level = (
+            block_keys(times, self.settings.monitor.block),
+            1 - self.settings.gate.confidence,
+        )
+        better = [one for one in others if one.beats(usual, keys, level)]
+        return min(better, key=lambda one: one.loss, default=usual)
 
     def _judge(
-        self, best: _Challenger, of: int, champion: Release, parts: Holdout, now: datetime
+        self,
+        best: _Challenger,
+        made: list[_Challenger],
+        champion: Release,
+        parts: Holdout,
+        now: datetime,
     ) -> Verdict:
-        """The better of `of` challengers beside the champion."""
+        """The one of the challengers that was taken beside the champion."""
         if not self.gated:
             return replace(gate.unjudged("No gate, as asked.", parts.window), promote=True)
         schema = Schema.from_json(self.releases.object(champion, "schema"))
@@ -215,11 +276,11 @@ class Challenge:
             classes=None if numbers else len(parts.fresh.column("label").unique()),
             parts=slices.parts(parts.fresh, own.features, self.settings.gate),
             level=wealth.level(self.audit.past().looks, now, self.settings.gate),
-            chosen_of=of,
+            chosen_of=len(made),
         )
-        if of > 1:
-            learned = "all rows" if best.share == 1 else f"the newest {best.share:.0%} of the rows"
-            reason = f"{verdict.reason} Of {of} challengers, that of {learned} did better."
+        if len(made) > 1:
+            told = "was taken" if best is made[0] else "did better"
+            reason = f"{verdict.reason} Of {len(made)} challengers, {best} {told}."
             verdict = replace(verdict, reason=reason)
         if not verdict.promote:
             return verdict

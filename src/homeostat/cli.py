@@ -282,18 +282,15 @@ def history(
 @app.command()
 def verify(folder: Folder = HERE, as_json: AsJson = False) -> None:
     """Recompute the audit chain, the champion's signature, each byte of its line, and the hash of
-    every release's training frame, as the journal still gives it.
+    every training frame that a release names, as the journal still gives it.
     """
     from homeostat.rebuild import frames
 
     project = load_project(folder)
     lines, checked = project.audit.verify(), project.releases.verify()
-    trainings, maps = project.releases.trainings(), project.releases.calibrations()
+    trainings = project.releases.trainings()
     with screen.working("rebuilding training frames"):
-        found = [
-            *frames(trainings, project.journal, project.releases, project.audit),
-            *frames(maps, project.journal, project.releases, project.audit),
-        ]
+        found = frames(trainings, project.journal, project.releases, project.audit)
     forgets = project.settings.journal.keep is not None
     erased = project.journal.erased()
     if not screen.verified(lines, checked, found, erased, forgets=forgets, as_json=as_json):

@@ -14,7 +14,8 @@ from typing import ParamSpec, Protocol, TypeVar
 
 import pyarrow as pa
 
-from homeostat.entries import Appended, Labelled, Refusal, Sealed, Sent
+from homeostat.blend import Elder
+from homeostat.entries import Appended, Labelled, Queried, Refusal, Sealed, Sent
 from homeostat.past import Past
 from homeostat.records import (
     Candidate,
@@ -22,7 +23,6 @@ from homeostat.records import (
     Evidence,
     Json,
     Outcome,
-    Queried,
     Release,
     Verdict,
     Window,
@@ -202,6 +202,21 @@ class Trainer(Protocol):
         """Fit on exactly these labelled rows. Raises `TrainingError` or `EngineError`.
 
         A `trial` is only judged, never released, and need not carry a reference.
+        """
+        ...
+
+    def finished(
+        self,
+        candidate: Candidate,
+        rows: pa.Table,
+        elder: Elder | None = None,
+        *,
+        keep: int = 1,
+        trial: bool = False,
+    ) -> Candidate:
+        """A candidate that a trial of these rows gave, as it is judged or released: blended with
+        the newest models of `elder` to `keep` in all, and with the objects of the result, those of
+        a release unless it is a `trial`. Raises `TrainingError` or `EngineError`.
         """
         ...
 

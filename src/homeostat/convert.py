@@ -17,25 +17,52 @@ from typing import Any
 
 import numpy as np
 
+from homeostat.blend import Blend
 from homeostat.categories import known_levels, numeric
+from homeostat.drawing import DOUBLE, Drawing
 from homeostat.errors import TwinError
 from homeostat.schema import Schema
 from homeostat.scoring import plain
 from homeostat.session import METADATA, inputs
 
 OPSET = 21
+ROWS = "rows"  # the input
 ML, ML_OPSET = "ai.onnx.ml", 5  # the first with trees of float64 thresholds; skl2onnx stops at 3
 
 
 def convert(estimator: Any, schema: Schema) -> bytes:
-    """The graph of a fitted estimator. Raises TwinError, or whatever skl2onnx raises, for a model
-    that cannot become one.
+    """The graph of a fitted estimator; of a blend's members, one beside the other, and of what
+    joins them. Raises TwinError, or whatever skl2onnx raises, for a model that cannot become one.
     """
+    from homeostat import operators
+
+    levels = known_levels(estimator, schema)
+    blended = isinstance(estimator, Blend)
+    graph, *others = [
+        _graph(part, schema, levels) for part in (estimator.estimators if blended else [estimator])
+    ]
+    body = graph.graph
+    raw = [_raw(body)]
+    for place, other in enumerate(others, start=1):
+        raw.append(_taken_in(graph, other, f"member_{place}_"))
+    draw = Drawing(_Body(body), _Body(body))
+    if not blended:
+        joined = raw[0]
+    elif schema.target.task == "regression":
+        joined = operators.averaged(
+            draw, [draw.add("Reshape", each, np.array([-1, 1])) for each in raw]
+        )
+    else:
+        joined = operators.pooled(draw, raw, len(estimator.classes_))
+    return _finished(graph, joined, estimator, schema, levels)
+
+
+def _graph(estimator: Any, schema: Schema, levels: dict[str, list[str]]) -> Any:
+    """The graph of one fitted estimator, as skl2onnx and what is drawn here make it."""
     import skl2onnx
     from skl2onnx.common.data_types import DoubleTensorType
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
-    levels = known_levels(estimator, schema)
     bare = numeric(copy.deepcopy(estimator), schema.features, levels)
     _register(frozenset(sys.modules) & {"lightgbm", "xgboost"})
     options = {} if schema.target.task == "regression" else {id(bare): {"zipmap": False}}
@@ -45,7 +72,7 @@ def convert(estimator: Any, schema: Schema) -> bytes:
             graph = skl2onnx.convert_sklearn(
                 bare,
                 name="homeostat",  # else it is drawn at random
-                initial_types=[("rows", DoubleTensorType([None, len(schema.features)]))],
+                initial_types=[(ROWS, DoubleTensorType([None, len(schema.features)]))],
                 options=options,
                 target_opset={"": OPSET, ML: 3},
             )
@@ -56,7 +83,39 @@ def convert(estimator: Any, schema: Schema) -> bytes:
     for domain in graph.opset_import:
         if domain.domain == ML and any(node.op_type == "TreeEnsemble" for node in graph.graph.node):
             domain.version = ML_OPSET
-    return _finished(graph, estimator, schema, levels)
+    return graph
+
+
+def _taken_in(graph: Any, other: Any, prefix: str) -> str:
+    """Put what another graph computes of the same rows beside what `graph` does; its answer."""
+    raw = prefix + _raw(other.graph)
+    for node in other.graph.node:
+        if any(attribute.HasField("g") for attribute in node.attribute):
+            raise TwinError(f"{node.op_type} cannot stand in the graph of a blend.")
+        node.name = prefix + node.name
+        node.input[:] = [name and (name if name == ROWS else prefix + name) for name in node.input]
+        node.output[:] = [name and prefix + name for name in node.output]
+    for array in other.graph.initializer:
+        array.name = prefix + array.name
+    graph.graph.node.extend(other.graph.node)
+    graph.graph.initializer.extend(other.graph.initializer)
+    versions = {domain.domain: domain for domain in graph.opset_import}
+    for domain in other.opset_import:
+        if domain.domain in versions:
+            known = versions[domain.domain]
+            known.version = max(known.version, domain.version)
+        else:
+            graph.opset_import.append(domain)
+    return raw
+
+
+def _raw(body: Any) -> str:
+    """What a graph gives, as float64: the probabilities of all classes, or values."""
+    raw = body.output[-1]
+    if raw.type.tensor_type.elem_type == DOUBLE:
+        return str(raw.name)
+    drawn = _Body(body)
+    return Drawing(drawn, drawn).add("Cast", raw.name, to=DOUBLE)
 
 
 @lru_cache(maxsize=4)
@@ -119,14 +178,16 @@ def _drawn() -> Iterator[tuple[str, str, str, Any]]:
     yield "homeostat.operators", "Columns", "", operators.passed_on
 
 
-def _finished(graph: Any, estimator: Any, schema: Schema, levels: dict[str, list[str]]) -> bytes:
+def _finished(
+    graph: Any, raw: str, estimator: Any, schema: Schema, levels: dict[str, list[str]]
+) -> bytes:
     """The graph with one output, in the order of the schema's classes, and what feeds it."""
     from onnx import helper
 
     body, target = graph.graph, schema.target
-    raw = body.output[-1].name
+    draw = Drawing(_Body(body), _Body(body))
     if target.task == "regression":
-        raw = _step(body, "Reshape", raw, np.array([-1]))
+        raw = draw.add("Reshape", raw, np.array([-1]))
         shape: list[Any] = [None]
     else:
         places = {target.text(plain(c)): i for i, c in enumerate(estimator.classes_)}
@@ -135,16 +196,14 @@ def _finished(graph: Any, estimator: Any, schema: Schema, levels: dict[str, list
             raise TwinError(f"the model never saw the class {lost[0]!r}.")
         order = [places[name] for name in target.classes]
         if target.task == "binary":
-            raw = _step(body, "Gather", raw, np.array(order[1]), axis=1)
+            raw = draw.add("Gather", raw, np.array(order[1]), axis=1)
             shape = [None]
         else:
             if order != sorted(order):
-                raw = _step(body, "Gather", raw, np.array(order), axis=1)
+                raw = draw.add("Gather", raw, np.array(order), axis=1)
             shape = [None, len(order)]
-    if body.output[-1].type.tensor_type.elem_type != 11:  # TensorProto.DOUBLE
-        raw = _step(body, "Cast", raw, to=11)
     del body.output[:]
-    body.output.append(helper.make_tensor_value_info(raw, 11, shape))
+    body.output.append(helper.make_tensor_value_info(raw, DOUBLE, shape))
     del body.value_info[:]
     _prune(body)
     coded = [levels.get(f.name) if f.kind == "category" else None for f in schema.features]
@@ -152,16 +211,36 @@ def _finished(graph: Any, estimator: Any, schema: Schema, levels: dict[str, list
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _step(body: Any, kind: str, given: str, *constants: Any, **attributes: Any) -> str:
-    from onnx import helper, numpy_helper
+class _Body:
+    """A graph that is made already, to which a `Drawing` adds as to one of skl2onnx's."""
 
-    output = f"homeostat_{len(body.node)}"
-    names = []
-    for place, array in enumerate(constants):
-        names.append(f"{output}_{place}")
-        body.initializer.append(numpy_helper.from_array(array, names[-1]))
-    body.node.append(helper.make_node(kind, [given, *names], [output], output, **attributes))
-    return output
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def get_unique_variable_name(self, seed: str) -> str:
+        return f"homeostat_{len(self._body.node)}_{len(self._body.initializer)}_{seed}"
+
+    get_unique_operator_name = get_unique_variable_name
+
+    def add_node(
+        self,
+        kind: str,
+        given: list[str],
+        outputs: list[str],
+        *,
+        op_domain: str,
+        name: str,
+        **attributes: Any,
+    ) -> None:
+        from onnx import helper
+
+        made = helper.make_node(kind, given, outputs, name, domain=op_domain, **attributes)
+        self._body.node.append(made)
+
+    def add_initializer(self, name: str, kind: int, shape: list[int], content: list[Any]) -> None:
+        from onnx import helper
+
+        self._body.initializer.append(helper.make_tensor(name, kind, shape, content))
 
 
 def _prune(body: Any) -> None:

@@ -1,7 +1,7 @@
 """What is given to the journal, and what it says became of it.
 
 Frozen values, as those of `records`: rows and refusals that are to be written, and counts of what
-was written, labelled, sealed or erased; and what became of a message.
+was written, labelled, sealed or erased; what became of a message, and of a question to a model.
 """
 
 from __future__ import annotations
@@ -127,3 +127,11 @@ class Sent:
 
     taken: int  # addresses that took it
     problems: tuple[str, ...] = ()  # one for each other address, which is named by its number
+
+
+@dataclass(frozen=True, slots=True)
+class Queried:
+    """How the stored bytes of a candidate answer its golden rows."""
+
+    problem: str  # what is wrong, as the rest of a sentence; empty: nothing
+    seconds: float  # median wall time of one row by itself

@@ -16,50 +16,32 @@ import re
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from homeostat import importance, levels
+from homeostat.blend import Elder, Joined, joined
+from homeostat.entries import Queried
 from homeostat.errors import SchemaError, TrainingError
-from homeostat.profile import Profile
-from homeostat.records import Queried
-from homeostat.schema import UNSEEN, Schema
-from homeostat.scoring import Calibrator, Scorer, outputs, tabulate
+from homeostat.objects import Job, made
+from homeostat.schema import Schema
+from homeostat.scoring import Calibrator, Scorer, outputs
 from homeostat.script import called, opened, own_modules, own_version
-from homeostat.traits import Traits
 
 if TYPE_CHECKING:
     import pandas as pd
 
-GOLDEN = 20  # rows that a loaded model must answer as it did here
-SAMPLE = 5_000  # training rows that are kept for people and for Evidently
 LOG = 20_000  # bytes of the user's output that are kept, the last ones
 PARAMS, PARAM = 100, 200  # most parameters, and characters of each
 PACKAGES = ("homeostat", "numpy", "pandas", "scikit-learn")
 LEARNERS = ("lightgbm", "xgboost", "catboost")
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """How to fit; the same job on the same rows gives the same model."""
-
-    script: Path
-    root: Path
-    seed: int
-    block: timedelta  # length of the reference's blocks
-    trial: bool = False  # the model is only judged, so it needs no reference
-    segments: tuple[str, ...] = ()  # columns by whose levels the reference is counted, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +64,23 @@ def fit(job: Job, rows: pa.Table, schema: Schema) -> Fitted:
     with _captured() as output:
         model, seconds, params = _trained(job, training_frame(rows, schema), schema)
         # Read back without the script at hand, as a server will.
-        objects = _objects(Scorer(_read_back(model), schema), rows, job)
+        objects = made(Scorer(_read_back(model), schema), rows, job)
         log = _tail(output)
     return Fitted({"model": model, **objects}, seconds, params, _versions(), log)
+
+
+def finish(
+    job: Job, rows: pa.Table, schema: Schema, model: bytes, *, elder: Elder | None, keep: int
+) -> tuple[dict[str, bytes], Joined]:
+    """The objects of a model, blended with the newest of the elder's to `keep` in all.
+
+    The bytes of both were verified, or come from such a child; `rows` are those that `model` was
+    fitted on. Raises TrainingError as `fit` does.
+    """
+    with _captured(), own_version():
+        found = joined(elder, model, keep, schema.target.task)
+        objects = made(Scorer(_read_back(found.model), schema), rows, job)
+    return {"model": found.model, **objects}, found
 
 
 def adopt(job: Job, content: bytes, rows: pa.Table, schema: Schema) -> Fitted:
@@ -98,7 +94,7 @@ def adopt(job: Job, content: bytes, rows: pa.Table, schema: Schema) -> Fitted:
         _check(estimator, schema, "the file holds")
         _check_classes(estimator, schema)
         model = _pickled(estimator)
-        objects = _objects(Scorer(_read_back(model), schema), rows, job)
+        objects = made(Scorer(_read_back(model), schema), rows, job)
         log = _tail(output)
     return Fitted({"model": model, **objects}, 0.0, _params(estimator), _versions(), log)
 
@@ -179,8 +175,8 @@ def query(model: bytes, golden: bytes, schema: bytes, calibrator: bytes | None) 
     chosen = None if calibrator is None else Calibrator.from_json(calibrator)
     with own_version():
         scorer = Scorer(pickle.loads(model), Schema.from_json(schema), chosen)  # noqa: S301 - as below
+        scores = scorer.score(rows)  # a blend reads its members when it is asked
     target = scorer.schema.target
-    scores = scorer.score(rows)
     if scores != rows.select(scores.column_names):
         return Queried("does not answer its golden rows as it did", 0.0)
     alone, seconds = [], []
@@ -244,113 +240,6 @@ def _read_back(model: bytes) -> Any:
             f"the pickled estimator cannot be read back: {type(error).__name__}: {error}",
             hint="Define its classes in the training script or in an installed package.",
         ) from error
-
-
-def _objects(scorer: Scorer, rows: pa.Table, job: Job) -> dict[str, bytes]:
-    schema = scorer.schema
-    features = rows.select(list(schema.names))
-    draw = np.random.default_rng(job.seed)
-    golden = features.take(_sampled(draw, rows.num_rows, GOLDEN))
-    try:
-        scored = tabulate(_output(scorer, golden if job.trial else features), schema.target)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise TrainingError(
-            f"the estimator cannot score its own training rows: {type(error).__name__}: {error}",
-            hint="Is it fitted, and does predict take the frame that fit() got, less the target?",
-        ) from error
-    _refuse_unseen(scorer, golden)
-    final = schema.without_nulls_in(_null_averse(scorer, golden))
-    objects = {
-        "schema": final.to_json().encode(),
-        "golden": _parquet(_beside(golden, scorer.score(golden))),
-    }
-    if job.trial:
-        return objects
-    sample = _sampled(draw, rows.num_rows, SAMPLE)
-    kept = _beside(_beside(features, scored), rows.select(["label"])).take(sample)
-    objects |= {
-        "reference": _reference(rows, scored, final, job.block).to_bytes(),
-        "reference_sample": _parquet(kept),
-        "traits": Traits.of(rows, final, block=job.block).to_bytes(),
-    }
-    wrong = levels.unknown(final.features, job.segments)
-    parted = [name for name in job.segments if name not in wrong]
-    if parted:
-        counted = levels.Levels.of(rows, final.features, parted, block=job.block)
-        objects[levels.SEGMENTS] = counted.to_bytes()
-    measured = importance.measure(scorer, kept, job.seed)
-    return objects if measured is None else {**objects, "importance": measured}
-
-
-def _output(scorer: Scorer, features: pa.Table) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return scorer.output(features)
-
-
-def _null_averse(scorer: Scorer, golden: pa.Table) -> list[str]:
-    """The features in which the model does not take null."""
-    averse = []
-    for feature in scorer.schema.features:
-        nulls = pa.nulls(golden.num_rows, feature.arrow)
-        if not _survives(scorer, _with(golden, feature.name, nulls)):
-            averse.append(feature.name)
-    return averse
-
-
-def _refuse_unseen(scorer: Scorer, golden: pa.Table) -> None:
-    for feature in scorer.schema.features:
-        if feature.kind == "category":
-            unseen = pa.array([UNSEEN] * golden.num_rows)
-            if not _survives(scorer, _with(golden, feature.name, unseen)):
-                raise TrainingError(
-                    f"the estimator fails on a level of {feature.name!r} that training never saw.",
-                    hint="Use OneHotEncoder(handle_unknown='ignore'), or OrdinalEncoder("
-                    "handle_unknown='use_encoded_value', unknown_value=-1).",
-                )
-
-
-def _survives(scorer: Scorer, features: pa.Table) -> bool:
-    try:
-        _output(scorer, features)
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - any failure means that the model does not take such rows
-        return False
-    return True
-
-
-def _with(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), name, values)
-
-
-def _beside(left: pa.Table, right: pa.Table) -> pa.Table:
-    for name in right.column_names:
-        left = left.append_column(name, right.column(name))
-    return left
-
-
-def _sampled(draw: np.random.Generator, rows: int, size: int) -> Any:
-    """Row numbers, ascending: at most `size`, drawn without replacement."""
-    return np.sort(draw.choice(rows, min(size, rows), replace=False))
-
-
-def _reference(rows: pa.Table, scored: pa.Table, schema: Schema, block: timedelta) -> Profile:
-    edges: tuple[float, ...] = ()
-    if schema.target.task == "regression":
-        shares = np.linspace(0, 1, 21)[1:-1]
-        values = outputs(scored, schema.target)
-        edges = tuple(np.unique(np.quantile(values, shares, method="inverted_cdf")).tolist())
-    columns = rows.select(["occurred_at", *schema.names])
-    return Profile.of(_beside(columns, scored), schema, block=block, output_edges=edges)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table.combine_chunks(), buffer)
-    return buffer.getvalue()
 
 
 def _params(estimator: Any) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from homeostat.blend import CLIP
 from homeostat.drawing import DOUBLE, FLOAT, Drawing, looked_up
 from homeostat.ensemble import ensemble
 from homeostat.errors import TwinError
@@ -99,6 +100,27 @@ def scale(scope: Any, operator: Any, container: Any) -> None:
     draw.yields(operator, result)
 
 
+# --- blends ---
+
+
+def pooled(draw: Drawing, shares: list[str], classes: int) -> str:
+    """The models' probabilities, shape (rows, classes) each, as `blend.pooled` joins them."""
+    count = len(shares)
+    given = draw.add("Concat", *shares, axis=1)
+    low = draw.add("Less", given, np.array(CLIP))  # not of NaN, which stays what it is
+    logs = _steady(draw, "Log", draw.add("Where", low, np.array(CLIP), given), count * classes)
+    summed = draw.add("MatMul", logs, np.tile(np.eye(classes), (count, 1)))
+    mean = draw.add("Div", summed, np.array(float(count)))
+    return _linked(draw, mean, "softmax", classes)
+
+
+def averaged(draw: Drawing, values: list[str]) -> str:
+    """The mean of the models' values, shape (rows, 1) each."""
+    given = draw.add("Concat", *values, axis=1)
+    summed = draw.add("MatMul", given, np.ones((len(values), 1)))
+    return draw.add("Div", summed, np.array(float(len(values))))
+
+
 # --- models ---
 
 
@@ -144,7 +166,10 @@ def grown(scope: Any, operator: Any, container: Any) -> None:
         raw = draw.add("Div", raw, np.array(read.divisor))
     if refused is not None:
         raw = draw.add("Add", raw, refused)
-    result = _linked(draw, raw, read.link, width)
+    if read.single and read.link == "sigmoid":
+        result = _single(draw, raw, width)
+    else:
+        result = _linked(draw, raw, read.link, width)
     if hasattr(model, "classes_"):
         _classified(draw, operator, result, width)
     else:
@@ -166,6 +191,16 @@ def _linked(draw: Drawing, raw: str, link: Link, width: int) -> str:
         # onnxruntime's ReduceSum sums in another order where a row lies elsewhere in memory.
         return draw.add("Div", shares, draw.add("MatMul", shares, np.ones((width, 1))))
     return _steady(draw, "Sigmoid" if link == "sigmoid" else "Exp", raw, width)
+
+
+def _single(draw: Drawing, raw: str, width: int) -> str:
+    """XGBoost's sigmoid, 1 / (exp(min(−x, 88.7)) + 1), rounded as it rounds: a blend takes the
+    logarithm of the complement, in which the last bit of 32 counts.
+    """
+    power = draw.add("Min", draw.add("Neg", raw), np.array(88.7))
+    single = draw.add("Cast", _steady(draw, "Exp", power, width), to=FLOAT)
+    one = np.array(1.0, dtype=np.float32)
+    return draw.add("Cast", draw.add("Div", one, draw.add("Add", single, one)), to=DOUBLE)
 
 
 def _steady(draw: Drawing, kind: str, raw: str, width: int) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from homeostat.blend import Blend
 from homeostat.errors import TwinError
 from homeostat.schema import UNSEEN, Feature
 from homeostat.scoring import Scorer
@@ -22,7 +23,7 @@ from homeostat.trees import thresholds
 if TYPE_CHECKING:
     from homeostat.scoring import Floats
 
-SPLITS = 5_000  # of the model's, at most; evenly spaced
+SPLITS = 5_000  # of a model's, or of each one's in a blend, at most; evenly spaced
 SINGLE = float(np.finfo(np.float32).max)
 LARGEST = float(np.finfo(np.float64).max)
 TINIEST = 5e-324
@@ -93,24 +94,32 @@ def _replaced(rows: pa.Table, place: int, values: pa.Array) -> pa.Table:
 
 def _at_splits(scorer: Scorer, rows: pa.Table) -> Iterator[tuple[int, int, Floats]]:
     """For each number: its place, how many splits see it, and values on both sides of each."""
-    steps = getattr(scorer.estimator, "steps", [("model", scorer.estimator)])
-    splits = sorted({split for model in _models(steps[-1][1]) for split in thresholds(model)})
-    chosen = np.linspace(0, len(splits) - 1, min(SPLITS, len(splits))).astype(int)
-    columns = np.array([splits[place][0] for place in chosen], dtype=int)
-    values = np.array([splits[place][1] for place in chosen], dtype=float)
+    own = scorer.estimator
+    members = [_split(each) for each in (own.estimators if isinstance(own, Blend) else [own])]
     for place, feature in enumerate(scorer.schema.features):
         if feature.kind != "number":
             continue
         edges = np.array(feature.edges, dtype=float)
         crossings = [edges]
+        ends = np.array([edges.min(), edges.max()] if len(edges) > 1 else [0.0, 1.0])
         count = 0
-        if splits:
-            seen = _Seen(scorer, steps[:-1], rows.slice(0, 1), place)
-            own = np.isin(columns, seen.columns)
-            count = int(own.sum())
-            ends = np.array([edges.min(), edges.max()] if len(edges) > 1 else [0.0, 1.0])
-            crossings.append(seen.crossings(columns[own], values[own], ends))
+        for steps, columns, values in members:
+            if not len(values):
+                continue
+            seen = _Seen(scorer, steps, rows.slice(0, 1), place)
+            here = np.isin(columns, seen.columns)
+            count += int(here.sum())
+            crossings.append(seen.crossings(columns[here], values[here], ends))
         yield place, count, _around(np.concatenate(crossings))
+
+
+def _split(estimator: Any) -> tuple[Sequence[tuple[str, Any]], Any, Floats]:
+    """The steps before its model, and the column and the value of each split of that."""
+    steps = getattr(estimator, "steps", [("model", estimator)])
+    splits = sorted({split for model in _models(steps[-1][1]) for split in thresholds(model)})
+    chosen = np.linspace(0, len(splits) - 1, min(SPLITS, len(splits))).astype(int)
+    columns = np.array([splits[place][0] for place in chosen], dtype=int)
+    return steps[:-1], columns, np.array([splits[place][1] for place in chosen], dtype=float)
 
 
 def _models(model: Any) -> Iterator[Any]:

@@ -1,13 +1,13 @@
-"""Rebuilding: the training frame that each release names, from the journal, and its hash.
+"""Rebuilding: the training frames that each release names, from the journal, and their hashes.
 
-Takes the stores. Gives for each release whether the journal still yields the very rows that its
-model learned from; nothing is written.
+Takes the stores. Gives for each frame whether the journal still yields the very rows that a model
+or map learned from; nothing is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from homeostat.schema import TIMESTAMP, Schema
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What became of the training frame of one release."""
+    """What became of one of the training frames of a release."""
 
     release: str
     result: Literal["same", "fewer", "other"]  # fewer: rows that it names are gone
@@ -31,16 +31,29 @@ class Frame:
 
 
 def frames(
-    trainings: Mapping[str, TrainingRows], journal: Journal, releases: Releases, audit: Audit
+    trainings: Iterable[tuple[str, TrainingRows]],
+    journal: Journal,
+    releases: Releases,
+    audit: Audit,
 ) -> list[Frame]:
-    """One frame for each release in `trainings`, in that order. Raises HomeostatError."""
-    return [_frame(name, rows, journal, releases, audit) for name, rows in trainings.items()]
+    """One frame for each of `trainings`, a release and rows that it names, in that order.
+
+    Rows that several releases name are read once. Raises HomeostatError.
+    """
+    found: dict[tuple[TrainingRows, str], Frame] = {}
+    told = []
+    for release, rows in trainings:
+        schema = Schema.from_json(releases.object(releases.get(release), "schema"))
+        key = rows, schema.fingerprint
+        if key not in found:
+            found[key] = _frame(release, rows, schema, journal, audit)
+        told.append(replace(found[key], release=release))
+    return told
 
 
 def _frame(
-    release: str, training: TrainingRows, journal: Journal, releases: Releases, audit: Audit
+    release: str, training: TrainingRows, schema: Schema, journal: Journal, audit: Audit
 ) -> Frame:
-    schema = Schema.from_json(releases.object(releases.get(release), "schema"))
     window = Window(training.start, training.cutoff)
     rows = journal.read(window, as_of=training.as_of, labelled=True, schema=schema)
     rows = quarantine.sound(rows, audit, schema, until=training.as_of)

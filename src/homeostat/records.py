@@ -289,14 +289,8 @@ class Candidate:
     log: str = ""  # what the user's code printed
     twin: Mapping[str, Json] | None = None  # which engine serves and why, once that was tried
     calibration: TrainingRows | None = None  # on which its calibrator was fitted; None without one
-
-
-@dataclass(frozen=True, slots=True)
-class Queried:
-    """How the stored bytes of a candidate answer its golden rows."""
-
-    problem: str  # what is wrong, as the rest of a sentence; empty: nothing
-    seconds: float  # median wall time of one row by itself
+    members: tuple[TrainingRows, ...] = ()  # of each model it averages, oldest first; (): one
+    left_out: tuple[str, ...] = ()  # why models of the champion's line are not among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,8 +352,15 @@ class Release:
 
     @property
     def training(self) -> TrainingRows:
-        """The rows that its model was fitted on."""
+        """The rows that its model was fitted on, or the newest of several."""
         return TrainingRows.of(self.manifest["training"])
+
+    @property
+    def members(self) -> tuple[TrainingRows, ...]:
+        """The rows of each model whose outputs its model averages, oldest first."""
+        return tuple(
+            map(TrainingRows.of, self.manifest.get("members", (self.manifest["training"],)))
+        )
 
     @property
     def calibration(self) -> TrainingRows | None:

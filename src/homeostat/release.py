@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -162,14 +163,14 @@ class FileReleases:
             release = None if parent is None else self.get(parent)
         return line
 
-    def trainings(self) -> dict[str, TrainingRows]:
-        """The rows that trained the model of each release that is stored, champion once or not."""
-        return {release.id: release.training for release in self._stored()}
-
-    def calibrations(self) -> dict[str, TrainingRows]:
-        """The rows that fitted the map of each release that is stored and has one, by id."""
-        found = {release.id: release.calibration for release in self._stored()}
-        return {name: rows for name, rows in found.items() if rows is not None}
+    def trainings(self) -> list[tuple[str, TrainingRows]]:
+        """Which rows fitted each model, and the map, of each release that is stored, by its id."""
+        return [
+            (release.id, rows)
+            for release in self._stored()
+            for rows in (*release.members, release.calibration)
+            if rows is not None
+        ]
 
     def _stored(self) -> Iterator[Release]:
         for path in sorted((self._models / "manifests").glob("*.json")):
@@ -300,7 +301,7 @@ def released(candidate: Candidate, verdict: Verdict | None, at: datetime, sequen
     of that. Raises ReleaseError for a candidate that cannot be served.
     """
     objects = sorted(candidate.objects.items())
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "kind": candidate.kind,
         "created_at": utc(at),
@@ -318,6 +319,8 @@ def released(candidate: Candidate, verdict: Verdict | None, at: datetime, sequen
     }
     if candidate.calibration is not None:  # so that all other releases keep their ids
         manifest["calibration"] = candidate.calibration
+    if len(candidate.members) > 1:  # as above
+        manifest["members"] = candidate.members
     plain = jsonable(manifest)
     return Release(hashlib.sha256(canonical(plain)).hexdigest(), sequence, plain)
 

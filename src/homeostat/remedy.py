@@ -203,6 +203,7 @@ def _made(by: Challenge, champion: Release, last: _Scored, now: datetime) -> Can
         parent=champion.id,
         objects={**held, "calibrator": calibrator, "golden": buffer.getvalue()},
         training=champion.training,
+        members=champion.members,
         seconds=seconds,
         params=manifest["params"],
         versions=manifest["versions"],

@@ -210,7 +210,9 @@ def status(project: Project, *, as_json: bool, markdown: bool) -> None:
             say("No champion yet: run `homeostat train`.")
         else:
             rows, since = champion.manifest["training"]["rows"], champion.manifest["created_at"]
-            say(f"{champion.short} serves, made {since[:16]} UTC of {rows:,} rows")
+            count = len(champion.members)
+            blended = f", a blend of {count} models" if count > 1 else ""
+            say(f"{champion.short} serves, made {since[:16]} UTC of {rows:,} rows{blended}")
         if last is None:
             say("No window was looked at yet: run `homeostat monitor`.")
         else:

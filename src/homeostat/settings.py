@@ -193,12 +193,18 @@ class Training(_Section):
         1, ge=1, description="OpenMP threads of a fit; more of them stall a server beside it."
     )
     min_rows: int = Field(200, ge=10, description="Fewer labelled rows: no training.")
+    blend: int = Field(
+        4,
+        ge=1,
+        description="The newest models of the champion's line whose outputs a challenger "
+        "averages; 1: the fitted estimator alone.",
+    )
     recent: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Newest share of the labelled rows from which a second challenger learns, "
-        "beside that of all; the gate takes the better one. 0: no second one.",
+        description="Newest share of the labelled rows from which one more challenger learns, "
+        "beside that of all; it is taken where it is significantly better. 0: none.",
     )
     refit: bool = Field(
         True,

@@ -186,15 +186,18 @@ def _facts(candidate: Candidate, verdict: Verdict, release: Release | None) -> d
         "homeostat.cutoff": training.cutoff.isoformat(),
         "homeostat.as_of": training.as_of.isoformat(),
         "homeostat.training_sha256": training.sha256,
+        "homeostat.members": str(max(len(candidate.members), 1)),
         "homeostat.model_sha256": hashlib.sha256(candidate.objects["model"]).hexdigest(),
     }
+    blended = len(candidate.members) > 1  # whose class is of this package
+    versions = {n: v for n, v in candidate.versions.items() if blended or n != "homeostat"}
     return {
         "format": 1,
         "promoted": release is not None,
         "params": {**candidate.params, "seed": str(candidate.seed)},
         "metrics": {k: v for k, v in measured.items() if v is not None and math.isfinite(v)},
         "tags": {name: value[:MAX_TAG] for name, value in tags.items()},
-        "versions": dict(candidate.versions),
+        "versions": versions,
         "log": candidate.log,
     }
 
@@ -361,7 +364,7 @@ def _save_model(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(pickled, folder / "model.pkl")
-    pins = [f"{k}=={v}" for k, v in versions.items() if k not in ("python", "homeostat")]
+    pins = [f"{name}=={version}" for name, version in versions.items() if name != "python"]
     (folder / "requirements.txt").write_text("\n".join([*pins, "cloudpickle", ""]))
     (folder / "python_env.yaml").write_text(
         f"python: {versions['python']}\n"

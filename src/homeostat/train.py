@@ -15,11 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat import fit, levels, script, twin
+from homeostat.blend import Elder
 from homeostat.contracts import Engine
+from homeostat.entries import Queried
 from homeostat.errors import SchemaError, TrainingError, cause
 from homeostat.fit import Fitted
 from homeostat.infer import infer
-from homeostat.records import Candidate, Queried, TrainingRows
+from homeostat.objects import Job
+from homeostat.records import Candidate, TrainingRows
 from homeostat.rowhash import frame_hash
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema, Target
 from homeostat.settings import Project, Training
@@ -117,7 +120,7 @@ class ScriptTrainer:
         can be released, EngineError when the child dies or passes a limit, SchemaError when a
         first release has no feature of a name in `segments`.
         """
-        rows = rows.sort_by([("occurred_at", "ascending"), ("prediction_id", "ascending")])
+        rows = _ordered(rows)
         if parent is None:
             # Nothing serves yet, so that a wrong name costs least; later on the monitor tells.
             levels.check(schema.features, self._segments)
@@ -145,10 +148,38 @@ class ScriptTrainer:
         so it is no candidate.
         """
         self._check(rows, schema, cutoff)
-        job = fit.Job(
-            self._script, self._root, self._project.seed, self._block, trial, self._segments
+        return self._engine.run(fit.fit, self._job(trial=trial), rows, schema)
+
+    def finished(
+        self,
+        candidate: Candidate,
+        rows: pa.Table,
+        elder: Elder | None = None,
+        *,
+        keep: int = 1,
+        trial: bool = False,
+    ) -> Candidate:
+        """The candidate, blended with the newest models of `elder` to `keep` in all, and with the
+        objects that belong to the result; `rows` are those that it was fitted on.
+
+        The elder's bytes must have been verified: the child unpickles them. Models that cannot
+        join are left out, and why stands in `left_out`. Raises TrainingError or EngineError.
+        """
+        held = candidate.objects
+        schema = Schema.from_json(held["schema"])
+        why = elder.unlike(schema) if elder else ""
+        objects, found = self._engine.run(
+            fit.finish,
+            self._job(trial=trial),
+            _ordered(rows),
+            schema,
+            held["model"],
+            elder=None if why else elder,
+            keep=keep,
         )
-        return self._engine.run(fit.fit, job, rows, schema)
+        left_out = (*candidate.left_out, *((why,) if why else found.left_out))
+        members = (*found.older, *(candidate.members or (candidate.training,)))
+        return replace(candidate, objects=objects, members=members, left_out=left_out)
 
     def score(
         self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None
@@ -186,6 +217,10 @@ class ScriptTrainer:
             candidate, twin=made.told, objects={**candidate.objects, "twin": made.content}
         )
 
+    def _job(self, *, trial: bool) -> Job:
+        given = self._script, self._root, self._project.seed, self._block
+        return Job(*given, trial, self._segments)
+
     def _check(self, rows: pa.Table, schema: Schema, cutoff: datetime) -> None:
         if not self._script.is_file():
             raise TrainingError(
@@ -207,6 +242,10 @@ class ScriptTrainer:
                 f"all {rows.num_rows} training rows have the same {schema.target.name!r}.",
                 hint="A classifier needs two classes: wait for rows of another one.",
             )
+
+
+def _ordered(rows: pa.Table) -> pa.Table:
+    return rows.sort_by([("occurred_at", "ascending"), ("prediction_id", "ascending")])
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:

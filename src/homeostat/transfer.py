@@ -156,10 +156,16 @@ def erase(
 
 
 def _seen(project: Project) -> dict[str, TrainingRows]:
-    """The rows that model and map of each release have seen, as one stretch."""
-    seen = project.releases.trainings()
-    for release, rows in project.releases.calibrations().items():
-        seen[release] = replace(seen[release], cutoff=rows.cutoff, as_of=rows.as_of)
+    """The rows that models and map of each release have seen, as one stretch."""
+    seen: dict[str, TrainingRows] = {}
+    for release, rows in project.releases.trainings():
+        known = seen.setdefault(release, rows)
+        seen[release] = replace(
+            rows,
+            start=min(known.start, rows.start),
+            cutoff=max(known.cutoff, rows.cutoff),
+            as_of=max(known.as_of, rows.as_of),
+        )
     return seen
 
 

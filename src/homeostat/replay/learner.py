@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from homeostat.blend import Elder
 from homeostat.contracts import Engine, Trainer
-from homeostat.entries import Refusal
+from homeostat.entries import Queried, Refusal
 from homeostat.errors import TrainingError
-from homeostat.records import Candidate, Queried
+from homeostat.records import Candidate
 from homeostat.schema import SYSTEM, Schema
 from homeostat.scoring import Calibrator, outputs, row_losses, tabulate
 
@@ -83,6 +84,7 @@ class Shared:
     engine: MeteredEngine
     schema: Schema
     fits: dict[tuple[bytes, str, bool], tuple[Candidate, float]] = field(default_factory=dict)
+    blends: dict[tuple[object, ...], tuple[Candidate, float]] = field(default_factory=dict)
     answers: dict[tuple[bytes, bytes, int], Served] = field(default_factory=dict)
 
     def fit(
@@ -101,12 +103,26 @@ class Shared:
         training = replace(candidate.training, cutoff=cutoff, as_of=as_of)
         return replace(candidate, training=training), seconds
 
+    def finished(
+        self, candidate: Candidate, rows: pa.Table, elder: Elder | None, *, keep: int, trial: bool
+    ) -> tuple[Candidate, float]:
+        """The candidate as `Trainer.finished` makes it, and the CPU seconds of that."""
+        old = (_digest(elder.model), elder.members) if elder else None
+        model = candidate.objects["model"]
+        key = _digest(model), candidate.training, old, keep, trial
+        if key not in self.blends:
+            made = self.trainer.finished(candidate, rows, elder, keep=keep, trial=trial)
+            self.blends[key] = made, self.engine.seconds
+        made, seconds = self.blends[key]
+        own = replace(made, kind=candidate.kind, parent=candidate.parent)
+        return own, seconds
+
     def serve(self, held: Mapping[str, bytes], number: int, rows: pa.Table) -> Served:
         """How the release with these objects answers `rows`, which are window `number`.
 
         A model answers a window once, whatever maps its answers.
         """
-        model, schema = (hashlib.sha256(held[name]).digest() for name in ("model", "schema"))
+        model, schema = (_digest(held[name]) for name in ("model", "schema"))
         key = model, schema, number
         if key not in self.answers:
             self.answers[key] = self._served(held, rows)
@@ -161,19 +177,23 @@ def _refused(rows: pa.Table, schema: Schema) -> tuple[NDArray[np.bool_], tuple[R
 def _ids(rows: pa.Table) -> bytes:
     """A hash of the rows' ids in order: in one replay an id stands for its row and its label."""
     ids = rows.column("prediction_id").to_pylist()
-    return hashlib.sha256(json.dumps(ids).encode()).digest()
+    return _digest(json.dumps(ids).encode())
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 class PolicyTrainer:
     """The `Trainer` of one policy's loop. `load` gives the rows before the start, once: all
     later rows come by serving. `cpu_seconds` sums its trainings, but for that of the first model:
-    each frame once, whether or not another policy had the same fit done already.
+    each frame and each blend once, whether or not another policy had the same done already.
     """
 
     def __init__(self, shared: Shared, history: pa.Table) -> None:
         self._shared = shared
         self._history: pa.Table | None = history
-        self._paid: set[str] = set()
+        self._paid: set[object] = set()
         self.cpu_seconds = 0.0
 
     def load(self) -> pa.Table | None:
@@ -197,12 +217,28 @@ class PolicyTrainer:
         trial: bool = False,
     ) -> Candidate:
         candidate, seconds = self._shared.fit(rows, schema, cutoff=cutoff, as_of=as_of, trial=trial)
-        if candidate.training.sha256 not in self._paid:
-            self._paid.add(candidate.training.sha256)
-            self.cpu_seconds += seconds if parent else 0.0
+        self._pay(candidate.training.sha256, seconds if parent else 0.0)
         if parent is None:
             return candidate
         return replace(candidate, kind="retrain", parent=parent)
+
+    def finished(
+        self,
+        candidate: Candidate,
+        rows: pa.Table,
+        elder: Elder | None = None,
+        *,
+        keep: int = 1,
+        trial: bool = False,
+    ) -> Candidate:
+        made, seconds = self._shared.finished(candidate, rows, elder, keep=keep, trial=trial)
+        self._pay((made.members, trial), seconds)
+        return made
+
+    def _pay(self, what: object, seconds: float) -> None:
+        if what not in self._paid:
+            self._paid.add(what)
+            self.cpu_seconds += seconds
 
     def score(
         self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None

@@ -211,6 +211,7 @@ def describe(champion: Champion) -> dict[str, Json]:
         "engine": champion.engine,
         "why": champion.why,
         "twin": release.manifest.get("twin"),
+        "members": len(release.members),
         "calibrated": champion.calibrator is not None,
         "target": {
             "name": schema.target.name,
