@@ -71,8 +71,8 @@ def fresh(tmp_path):
     return lambda root: copied(root, tmp_path / "p")
 
 
-def challenged(root, engine, *, recent=0.0, **gate):
-    training = {"recent": recent, "min_rows": 100}
+def challenged(root, engine, *, recent=0.0, blend=1, **gate):
+    training = {"recent": recent, "blend": blend, "min_rows": 100}
     with turning(root, engine, LATER, training=training, gate={**GATE, **gate}) as loop:
         return loop.retrain(force=True)
 
@@ -94,25 +94,24 @@ def test_after_a_change_the_challenger_of_the_newest_rows_is_chosen_and_fitted_a
     assert (told["share"], beside["share"]) == (0.4, 1.0)
     assert beside["loss"] > outcome.verdict.challenger
     assert outcome.promoted
-    assert "Of 2 challengers, that of the newest 40% of the rows did better." in looked["reason"]
+    assert (
+        "Of 2 challengers, that of the newest 40% of the rows alone did better" in looked["reason"]
+    )
     released = project(root).releases.champion().manifest["training"]
     assert released["start"] > (START + LOADED * DAY).isoformat()
     assert released["rows"] == pytest.approx(0.4 * LATER * 28, abs=1)
 
 
-def test_a_choice_of_two_is_tested_at_half_of_the_level_on_the_rows_that_chose(
+def test_where_nothing_changed_that_of_all_rows_is_taken_and_tested_at_half_of_the_level(
     quiet, fresh, engine, tmp_path
 ):
     both, alone = fresh(quiet), copied(quiet, tmp_path / "alone")
     two, one = challenged(both, engine, recent=0.4).verdict, challenged(alone, engine).verdict
     (told,) = bodies(both, "trained")
-    losses = {1.0: one.challenger, told["share"]: two.challenger}
-    assert told["share"] == min(losses, key=losses.get)
-    assert two.challenger <= one.challenger
-    assert two.window == one.window
-    assert two.level == one.level
-    if told["share"] == 1:
-        assert two.p_value == pytest.approx(min(1, 2 * one.p_value))
+    assert (told["share"], told["beside"][0]["share"]) == (1, 0.4)
+    assert (two.challenger, two.window, two.level) == (one.challenger, one.window, one.level)
+    assert two.p_value == pytest.approx(min(1, 2 * one.p_value))
+    assert "Of 2 challengers, that of all rows alone was taken." in two.reason
     assert bodies(alone, "trained")[0]["beside"] == []
 
 

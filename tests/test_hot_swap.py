@@ -4,16 +4,24 @@ model that it names.
 
 from __future__ import annotations
 
+import io
+import pickle
 import threading
 from dataclasses import dataclass, field
 
 import cloudpickle
 import httpx
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fault_findings import plain_rows
 from fault_fixtures import Nursery, row_of
+from scipy import special
 from serving_fixtures import objects, promote, until
+
+from homeostat import twin
+from homeostat.blend import Blend
 
 ROWS = [{**row_of(f"swap-{n}"), "city": "Oslo"} for n in range(4)]
 
@@ -29,8 +37,16 @@ def nursery(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair():
-    """Two models that answer every row differently."""
-    return objects(seed=0), objects(seed=1)
+    """A model, and a blend of two that its twin answers for: every row has another answer."""
+    parts = [objects(seed=seed)["model"] for seed in (1, 2)]
+    blend = objects(seed=1, model=Blend(tuple(parts), "binary"))
+    made = twin.make(blend["model"], blend["schema"], blend["golden"], golden(blend))
+    assert made.content, made.told
+    return objects(seed=0), {**blend, "twin": made.content}
+
+
+def golden(made: dict[str, bytes]) -> pa.Table:
+    return pq.read_table(io.BytesIO(made["golden"]))
 
 
 @pytest.fixture
@@ -100,8 +116,10 @@ def served(client, version: str) -> None:
 
 def computed(made: dict[str, bytes]) -> list[float]:
     """What a model itself says of the rows, without any of the service."""
-    model = cloudpickle.loads(made["model"])
-    return model.predict_proba(pd.DataFrame(ROWS).astype({"gap": float}))[:, 1].tolist()
+    model, rows = cloudpickle.loads(made["model"]), pd.DataFrame(ROWS).astype({"gap": float})
+    parts = map(pickle.loads, model.members) if isinstance(model, Blend) else [model]
+    shares = [part.predict_proba(rows)[:, 1] for part in parts]
+    return special.expit(special.logit(shares).mean(axis=0)).tolist()
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,9 @@ def turn(root):
 KILLED = (
     CHILD
     + """
-def refit(self, *args, trial=False, fit=ScriptTrainer.fit, **options):
-    return fit(self, *args, trial=trial, **options) if trial else die()
+def refit(self, *args, fit=ScriptTrainer.fit, **options):
+    setattr(ScriptTrainer, "fit", die)
+    return fit(self, *args, **options)
 
 def line(kind):
     def write(self, what, at, body, write=ChainAudit.write):
@@ -56,6 +57,7 @@ def file(part, after):
 
 POINTS = {
     "fit": lambda: setattr(ScriptTrainer, "fit", die),
+    "blend": lambda: setattr(ScriptTrainer, "finished", die),
     "score": lambda: setattr(ScriptTrainer, "score", die),
     "trained": lambda: setattr(ChainAudit, "write", line("trained")),
     "query": lambda: setattr(ScriptTrainer, "query", die),
@@ -80,7 +82,7 @@ for root in map(Path, sys.argv[2:]):
 """
 )
 POINTS = (
-    *("fit", "score", "trained", "query", "gate", "refit", "refitted", "twin"),
+    *("fit", "blend", "score", "trained", "query", "gate", "refit", "refitted", "twin"),
     *("object", "manifest", "stored", "pointer"),
 )
 

@@ -343,11 +343,11 @@ def test_training_rows_come_back_from_the_manifest(shifted):
 
 def test_the_rows_that_fitted_a_map_are_rebuilt_to_the_hash_that_the_release_names(mended):
     stage, _, _ = mended
-    maps = {
-        release.id: release.calibration
+    maps = [
+        (release.id, release.calibration)
         for release in stage.releases.line()
         if release.calibration is not None
-    }
+    ]
     assert maps
     found = frames(maps, stage.journal, stage.releases, stage.audit)
     assert {frame.result for frame in found} == {"same"}

@@ -122,7 +122,8 @@ class Challenge:
             return Challenged(problem=parts.problem)
         made, left = self._challengers(parts, schema, champion, now)
         best = self._taken(made, parts)
-        told = {"share": best.share, "beside": [one.told for one in made if one is not best] + left}
+        beside = [one.told for one in made if one is not best] + left
+        told = {"share": best.share, "members": best.members, "beside": beside}
         self.audit.write("trained", now, fitted(best.candidate) | told)
         if self._undone(best.candidate):
             return Challenged(problem="The challenger is one that was rolled back as worse.")
