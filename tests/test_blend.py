@@ -20,6 +20,7 @@ from hypothesis.extra.numpy import arrays
 from loop_fixtures import (
     LOADED,
     TRAIN,
+    copied,
     days,
     make,
     project,
@@ -292,6 +293,21 @@ def test_the_rows_of_every_member_are_rebuilt_to_their_hash(promoted, capsys):
         cli.main(["verify", "--project", str(root), "--json"])
     document = json.loads(capsys.readouterr().out)
     assert (end.value.code, document["frames"]) == (0, 1 + 3 + 4)
+
+
+def test_rows_that_were_erased_since_are_told_for_each_release_that_learned_them(
+    promoted, tmp_path, capsys
+):
+    root = copied(promoted[0], tmp_path / "p")
+    newest = [release.id for release in project(root).releases.line()][:2]
+    with pytest.raises(SystemExit):
+        cli.main(["log", "erase", "--id", f"id-{28 * LOADED + 5}", "--yes", "--project", str(root)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["verify", "--project", str(root), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert (end.value.code, sorted(document["erased"])) == (0, sorted(newest))
+    assert document["frames"] == 2  # of the first model, as itself and in the blend after it
 
 
 def test_the_status_says_of_how_many_models_the_champion_is(promoted, capsys):

@@ -276,12 +276,15 @@ def test_a_second_training_is_a_challenge_that_the_gate_judges(first, quiet, fre
 
 # --- what keeps the champion ---
 
+ALONE = {"blend": 1, "min_rows": 100}
+"""The model that was fitted is judged as it is."""
+
 
 def test_a_sabotaged_challenger_is_refused_and_everything_stays_byte_for_byte(quiet, fresh, engine):
     root = fresh(quiet)
     rewrite(root, SABOTAGED)
     before = contents(root, "models", "data")
-    with turning(root, engine, DRIFTED) as loop:
+    with turning(root, engine, DRIFTED, training=ALONE) as loop:
         champion = loop.releases.champion()
         outcome = loop.step()
     assert (outcome.promoted, outcome.verdict.promote) == (False, False)
@@ -322,7 +325,7 @@ def test_a_challenger_that_is_better_but_not_for_small_amounts_is_refused(drifte
     rewrite(root, CARELESS)
     before = contents(root, "models", "data")
     rule = {"window": "7d", "min_rows": 20, "slices": 40}
-    with turning(root, engine, DRIFTED, gate=rule) as loop:
+    with turning(root, engine, DRIFTED, gate=rule, training=ALONE) as loop:
         outcome = loop.step()
     assert not outcome.promoted
     assert "The challenger is worse where amount is up to " in outcome.verdict.reason

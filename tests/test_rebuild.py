@@ -28,7 +28,7 @@ def released(tmp_path_factory):
     with turning(root, InProcess(), LOADED) as loop:
         loop.train()
     serve(root, days(frame, LOADED, END))
-    training = {"recent": 0.5, "min_rows": 100}
+    training = {"recent": 0.5, "blend": 1, "min_rows": 100}
     with turning(root, InProcess(), END, training=training, journal={"tail": "7d"}) as loop:
         window = Window(START + 16 * DAY, START + 17 * DAY)
         broken = Quarantine("0badcafe", window, (), "It was broken.", START + 17 * DAY)

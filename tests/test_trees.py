@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +34,7 @@ from sklearn.preprocessing import (
 from sklearn.tree import DecisionTreeClassifier
 from xgboost import XGBClassifier, XGBRegressor
 
+from homeostat.blend import Blend
 from homeostat.convert import convert
 from homeostat.errors import TwinError
 from homeostat.infer import infer
@@ -180,14 +182,33 @@ MODELS = {
     "line": ("regression", LinearRegression(), onehot),
 }
 # XGBoost computes in 32 bits itself.
+BLENDS = {
+    "blend": ["boosted", "forest", "logistic", "lightgbm types"],
+    "blend of classes": ["boosted classes", "gradient classes", "lightgbm classes"],
+    "blend of numbers": ["boosted numbers", "forest of numbers", "line", "lightgbm numbers"],
+    "xgboost blend": ["xgboost", "xgboost types"],
+}
 
 
-@pytest.fixture(scope="module", params=MODELS)
+def blended(names):
+    """Models of rows of their own, so that no two know the same levels."""
+    parts = []
+    for seed, name in enumerate(names):
+        task, model, before = MODELS[name]
+        made, schema = fitted(task, model, before(), rows(task, size=300 + 200 * seed, seed=seed))
+        parts.append(pickle.dumps(made))
+    return Blend(tuple(parts), task), schema
+
+
+@pytest.fixture(scope="module", params=[*MODELS, *BLENDS])
 def pair(request):
     """A model, its schema, its twin, and by how much they may differ, relatively."""
-    task, model, before = MODELS[request.param]
     with np.errstate(all="ignore"):
-        made, schema = fitted(task, model, before())
+        if request.param in BLENDS:
+            made, schema = blended(BLENDS[request.param])
+        else:
+            task, model, before = MODELS[request.param]
+            made, schema = fitted(task, model, before())
     near = 1e-6 if request.param.startswith("xgboost") else 1e-12
     return made, schema, Session(convert(made, schema)), near
 

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from homeostat.blend import Blend
 from homeostat.convert import convert
 from homeostat.errors import TwinError
 from homeostat.infer import infer
@@ -48,10 +49,10 @@ def made(model, schema, table):
     return make(pickle.dumps(model), schema.to_json().encode(), golden, table)
 
 
-def altered(content, change):
-    """The graph with `change` applied to the attributes of its trees."""
+def altered(content, change, place=0):
+    """The graph with `change` applied to the attributes of its trees, of one model of several."""
     graph = onnx.load_from_string(content)
-    trees = next(node for node in graph.graph.node if node.op_type == "TreeEnsemble")
+    trees = [node for node in graph.graph.node if node.op_type == "TreeEnsemble"][place]
     change({attribute.name: attribute for attribute in trees.attribute})
     return graph.SerializeToString()
 
@@ -104,6 +105,44 @@ def test_a_split_moved_by_one_float_is_refused(proved):
     wrong = Session(altered(content, rewrite("nodes_splits", moved)))
     with pytest.raises(TwinError, match=r"other labels|differs from the model by more than"):
         prove(scorer, wrong, table, table.slice(0, 20))
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_split_of_any_member_of_a_blend_is_tried(place):
+    parts = [prepared(rows=rows) for rows in (300, 450, 600)]
+    (_, schema, table), blend = (
+        parts[-1],
+        Blend(tuple(pickle.dumps(model) for model, *_ in parts), "binary"),
+    )
+    scorer, content = Scorer(blend, schema), convert(blend, schema)
+    with np.errstate(over="ignore"):  # of what is scaled
+        told = prove(scorer, Session(content), table, table.slice(0, 20))
+        each = [
+            prove(Scorer(model, schema), Session(convert(model, schema)), table, table)
+            for model, *_ in parts
+        ]
+    assert told["splits_tried"] == sum(one["splits_tried"] for one in each)
+
+    def moved(splits):
+        return np.nextafter(splits, np.inf)
+
+    wrong = Session(altered(content, rewrite("nodes_splits", moved), place))
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(TwinError, match=r"other labels|differs from the model by more than"),
+    ):
+        prove(scorer, wrong, table, table.slice(0, 20))
+
+
+def test_a_blend_with_a_member_that_cannot_become_a_graph_serves_itself_and_says_why():
+    own = boosted()
+    own.steps[-1] = ("last", Halved())
+    own.steps.insert(1, ("filled", StandardScaler()))
+    parts = [prepared_without_nulls(model) for model in (boosted(), own)]
+    blend = Blend(tuple(pickle.dumps(model) for model, *_ in parts), "binary")
+    found = made(blend, *parts[0][1:])
+    assert (found.content, found.told["engine"]) == (None, "native")
+    assert found.told["why"] == "skl2onnx knows no ONNX graph for Halved."
 
 
 def test_nulls_that_go_to_the_other_side_are_refused(proved):
