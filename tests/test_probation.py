@@ -20,11 +20,13 @@ BAD = """
 
 
 def promoted_unseen(stage: Stage, *, bad: bool) -> str:
-    """Promote a challenger that no gate has judged, as a bug in one might; its release."""
+    """Promote a model that no gate has judged, as a bug in one might; its release."""
     script = stage.script.read_text()
     if bad:
         stage.script.write_text(script.replace('frame.pop("target")', 'frame.pop("target")' + BAD))
-    loop = replace(stage.loop, gated=False)
+    alone = stage.chosen.training.model_copy(update={"blend": 1})
+    chosen = stage.chosen.model_copy(update={"training": alone})
+    loop = replace(stage.loop, gated=False, settings=chosen)
     found = loop._challenger.retrain(stage.releases.champion(), stage.clock.now())
     release = loop._promote(found.candidate, found.verdict, stage.clock.now())
     stage.script.write_text(script)
