@@ -1,7 +1,7 @@
 """Fields: how lengths of time, shares, and what may be unset are written in settings.
 
 Takes what stands in TOML, in a variable or in a call. Gives the value, or raises ValueError with
-what it should have been.
+what it should have been; of all that is wrong, one line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -42,3 +42,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 def lifted(value: Any) -> Any:
     """None for the text "none": TOML has no null."""
     return None if value == "none" else value
+
+
+def explained(error: ValidationError) -> str:
+    """What is wrong with each field. The input is left out: it may be a secret."""
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False):
+        name = ".".join(map(str, problem["loc"])) or "settings"
+        lines.append(f"{name}: {problem['msg']}")
+    return "; ".join(lines) + "."

@@ -358,9 +358,8 @@ class Release:
     @property
     def members(self) -> tuple[TrainingRows, ...]:
         """The rows of each model whose outputs its model averages, oldest first."""
-        return tuple(
-            map(TrainingRows.of, self.manifest.get("members", (self.manifest["training"],)))
-        )
+        told = self.manifest.get("members", [self.manifest["training"]])
+        return tuple(map(TrainingRows.of, told))
 
     @property
     def calibration(self) -> TrainingRows | None:

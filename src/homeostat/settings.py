@@ -22,7 +22,7 @@ from pydantic_settings import (
 )
 
 from homeostat.errors import SettingsError
-from homeostat.fields import Duration, Share, lifted
+from homeostat.fields import Duration, Share, explained, lifted
 from homeostat.records import Task
 
 FILE = "homeostat.toml"
@@ -397,13 +397,4 @@ def read(root: Path | str = ".", **overrides: Any) -> Settings:
     except TOMLDecodeError as error:
         raise SettingsError(f"{file} is not valid TOML: {error}.") from error
     except ValidationError as error:
-        raise SettingsError(_explain(error), hint=f"See {file}.") from error
-
-
-def _explain(error: ValidationError) -> str:
-    """One line per wrong field. The input is left out: it may be a secret."""
-    lines = []
-    for problem in error.errors(include_input=False, include_url=False):
-        name = ".".join(map(str, problem["loc"])) or "settings"
-        lines.append(f"{name}: {problem['msg']}")
-    return "; ".join(lines) + "."
+        raise SettingsError(explained(error), hint=f"See {file}.") from error
