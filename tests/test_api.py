@@ -327,7 +327,7 @@ class TestState:
         assert client.get("/health/live").json() == {"status": "live"}
         assert client.get("/health/ready").json()["status"] == "ready"
         model = client.get("/model").json()
-        assert model["model_version"] == version
+        assert (model["model_version"], model["members"]) == (version, 1)
         assert model["target"] == {"name": "target", "task": "binary", "classes": [0, 1]}
         assert [f["name"] for f in model["features"]] == list(ROW)
         metrics = client.get("/metrics")

@@ -7,7 +7,9 @@ import math
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,9 +20,11 @@ from sklearn.metrics import log_loss
 import homeostat
 import homeostat.replay  # the module, which must not hide the function
 from homeostat import cli, settings
+from homeostat.blend import Elder
 from homeostat.errors import HomeostatError, ProjectError, SchemaError, TrainingError
 from homeostat.memory import MemoryJournal
-from homeostat.records import Release
+from homeostat.records import Candidate, Release, TrainingRows
+from homeostat.replay.learner import PolicyTrainer, Shared
 from homeostat.replay.source import Columns, journalled, source
 from homeostat.testing import START, drifting_stream, label_rows, schema_of, served_rows
 
@@ -251,6 +255,37 @@ def test_policies_share_the_fits_of_equal_frames(project):
     assert rows["homeostat"].retrains
     assert rows[again].value == rows["homeostat"].value
     assert rows[again].cpu_seconds == rows["homeostat"].cpu_seconds
+
+
+def test_a_blend_is_made_once_for_all_policies_and_paid_once_by_each():
+    rows = TrainingRows(10, START, START + DAY, START + DAY, "0" * 64)
+    one = Candidate(
+        kind="retrain",
+        parent="a",
+        objects={"model": b"new"},
+        training=rows,
+        seconds=0.0,
+        params={},
+        versions={},
+        seed=0,
+    )
+    elder = Elder(b"old", b"", (replace(rows, sha256="1" * 64),))
+    calls = []
+
+    def finished(candidate, _rows, older, *, keep, trial):
+        calls.append((keep, trial))
+        return replace(candidate, members=(*older.members, rows))
+
+    shared = Shared(SimpleNamespace(finished=finished), SimpleNamespace(seconds=2.0), schema=None)
+    for parent in ("a", "b"):
+        trainer, mine = PolicyTrainer(shared, None), replace(one, parent=parent)
+        for _ in range(2):
+            made = trainer.finished(mine, None, elder, keep=4, trial=True)
+        assert (made.parent, made.members) == (parent, (*elder.members, rows))
+        assert trainer.cpu_seconds == 2.0
+        trainer.finished(mine, None, elder, keep=4)
+        assert trainer.cpu_seconds == 4.0
+    assert calls == [(4, True), (4, False)]
 
 
 def test_what_a_policy_comes_to_does_not_depend_on_the_others(trees, by_name):

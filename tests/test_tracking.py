@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from homeostat.tracking import (
     MlflowTracker,
     NoTracker,
     _attempt,
+    _facts,
     _Store,
     tracker,
 )
@@ -238,3 +240,11 @@ def test_it_is_on_elsewhere(project):
 def test_mlflow_is_not_imported_by_the_loop():
     code = "import homeostat.tracking, sys; assert 'mlflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_the_copy_of_a_blend_needs_this_package():
+    one = candidate(b"a model")
+    blend = replace(one, members=(one.training, one.training))
+    told = [_facts(each, verdict(promote=True), None) for each in (one, blend)]
+    assert ["homeostat" in facts["versions"] for facts in told] == [False, True]
+    assert [facts["tags"]["homeostat.members"] for facts in told] == ["1", "2"]
