@@ -26,7 +26,7 @@ from homeostat.records import Candidate, Json, Release, Verdict
 from homeostat.schema import Schema
 from homeostat.scoring import row_losses
 from homeostat.settings import Settings
-from homeostat.stats import BlockMean, block_keys
+from homeostat.stats import CONFIDENCE, BlockMean, block_keys
 
 MILLISECOND = timedelta(milliseconds=1)
 
@@ -70,11 +70,12 @@ class _Challenger:
         rows = "all rows" if self.share == 1 else f"the newest {self.share:.0%} of the rows"
         return f"that of {rows} alone"
 
-    def beats(self, usual: _Challenger, keys: Any, level: float) -> bool:
+    def beats(self, usual: _Challenger, keys: Any) -> bool:
         """Whether it is significantly better on rows in these blocks (one-sided t, as the gate)."""
         if not math.isfinite(usual.loss):
             return self.loss < usual.loss
-        return BlockMean.of(usual.losses - self.losses, keys).p_greater() <= level
+        paired = BlockMean.of(usual.losses - self.losses, keys)
+        return paired.p_greater() <= 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -240,11 +241,8 @@ class Challenge:
         """The usual one, unless others are significantly better: then the best of these."""
         usual, *others = made
         times = parts.fresh.column("occurred_at").to_numpy()
-        keys, level = (
-            block_keys(times, self.settings.monitor.block),
-            1 - self.settings.gate.confidence,
-        )
-        better = [one for one in others if one.beats(usual, keys, level)]
+        keys = block_keys(times, self.settings.monitor.block)
+        better = [one for one in others if one.beats(usual, keys)]
         return min(better, key=lambda one: one.loss, default=usual)
 
     def _judge(
