@@ -44,6 +44,9 @@ min_rows = 50
 
 [tracking]
 enabled = false
+
+[decide]
+recalibrate = false
 """
 
 TRAIN = """

@@ -32,7 +32,7 @@ def stage(tmp_path):
 def drifting(tmp_path):
     """A project in files whose challenger waits."""
     frame = stream()
-    root = make(tmp_path / "p", days(frame, 0, LOADED), more='\n[decide]\nmode = "approve"\n')
+    root = make(tmp_path / "p", days(frame, 0, LOADED), more='mode = "approve"\n')
     with turning(root, InProcess(), LOADED) as loop:
         loop.train()
     serve(root, days(frame, LOADED, 28))

@@ -553,7 +553,7 @@ def test_a_look_that_fails_is_never_stable_keeps_the_drift_flag_and_trains_nothi
 def test_people_are_told_of_each_change_once_however_often_the_loop_turns(drifted, fresh, engine):
     root, heard = fresh(drifted), Heard()
     rewrite(root, TRAIN.replace("def fit", "1 / 0\ndef fit"))
-    with turning(root, engine, DRIFTED, decide={"cooldown": "0d"}) as untold:
+    with turning(root, engine, DRIFTED, decide={"cooldown": "0d", **NO_MAPS}) as untold:
         loop = replace(untold, alerts=heard)
         loop.step()
         loop.step()

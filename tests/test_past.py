@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from homeostat.audit import jsonable
 from homeostat.past import Past, past
 from homeostat.records import Window
@@ -111,6 +113,17 @@ def test_maps_that_did_not_mend_harm_count_until_one_does():
     assert past([*refused, *other, *refused]).unmended == 2
     promoted = line("promoted", 20, release="a", kind="recalibrate")
     assert past([*refused, promoted]).unmended == 0
+
+
+def test_the_record_of_maps_is_what_each_gained_over_bare_answers_by_rows():
+    def told(day, rows, **loss):
+        window = {"start": at(day - 7).isoformat(), "end": at(day).isoformat()}
+        return line("calibration_record", day, window=window, rows=rows, loss=loss)
+
+    lines = [told(7, 100, none=0.5, a=0.4), told(14, 300, none=0.3, a=0.5, b=0.2)]
+    found = past(lines)
+    assert found.maps == pytest.approx({"a": (-10 + 60) / 400, "b": -0.1})
+    assert found.recorded_until == at(14)
 
 
 def test_the_twins_record_is_how_often_they_agreed_with_the_gate():

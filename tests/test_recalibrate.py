@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from homeostat.errors import TrainingError
-from homeostat.recalibrate import fit_calibrator, rescaled
+from homeostat.recalibrate import FOLDS, crossed, fit_calibrator, fitted, rescaled
 from homeostat.schema import Target
 from homeostat.scoring import losses
 
@@ -150,3 +150,53 @@ def test_much_ridge_leaves_shares_as_they_are():
     output, labels = multiclass()
     truth = np.eye(3)[[MULTI.classes.index(one) for one in labels]]
     assert rescaled(output, truth, output, ridge=1e9) == pytest.approx(output, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("made", "target"), [(binary, BINARY), (multiclass, MULTI)], ids=["binary", "multiclass"]
+)
+def test_each_stretch_of_time_is_mapped_by_what_the_others_teach(made, target):
+    output, labels = made(rows=400)
+    days = np.arange(400) // 20
+    found = crossed(output, labels, days, target)
+    for number in range(FOLDS):
+        inside = days // 5 == number
+        own = fitted(output[~inside], labels[~inside], days[~inside], target)
+        assert (found[inside] == own.apply(output[inside], target)).all()
+    assert losses(found, labels, target).mean() < losses(output, labels, target).mean()
+
+
+def test_labels_of_a_stretch_do_not_reach_its_own_map():
+    output, labels = binary(rows=400)
+    days, other = np.arange(400) // 20, labels.copy()
+    other[:100] = ~other[:100]
+    one, two = (crossed(output, each, days, BINARY) for each in (labels, other))
+    assert (one[:100] == two[:100]).all()
+    assert (one[100:] != two[100:]).all()
+
+
+@pytest.mark.parametrize("target", [BINARY, MULTI, NUMBER], ids=lambda each: each.task)
+def test_no_map_turns_a_model_round(target):
+    """What is right once it is reversed becomes all but constant, at the best level of that."""
+    draw = np.random.default_rng(0)
+    if target is NUMBER:
+        output = draw.normal(size=500)
+        labels = 3 - output
+        constant = np.full(500, labels.mean())
+    elif target is BINARY:
+        output, labels = binary(rows=500)
+        output = 1 - output
+        constant = np.full(500, labels.mean())
+    else:
+        output, labels = multiclass(rows=500)
+        output = 1 / output / (1 / output).sum(axis=1, keepdims=True)
+        constant = np.tile([(labels == name).mean() for name in MULTI.classes], (500, 1))
+    found = fit_calibrator(output, labels, target, ridge=1e-3)
+    assert found.scale == 0.01
+    mapped = losses(found.apply(output, target), labels, target).mean()
+    assert mapped == pytest.approx(losses(constant, labels, target).mean(), rel=0.03)
+
+
+def test_of_one_block_no_stretch_can_teach_another():
+    output, labels = binary(rows=50)
+    assert (crossed(output, labels, np.zeros(50, dtype=int), BINARY) == output).all()

@@ -70,6 +70,8 @@ delay = "7d"
 min_rows = 100
 [gate]
 min_rows = 50
+[decide]
+recalibrate = false
 """
 ROW = [
     "policy",
@@ -155,7 +157,8 @@ def by_hand(frame, project, steps, *, mapped=False):
         def answers(since, until, model=model):
             rows = numbers[(times >= since) & (times < until)]
             output = model.predict_proba(rows.drop(columns="target"))[:, 1] if len(rows) else []
-            return pd.DataFrame({"p": output, "y": rows["target"]})
+            days = times[rows.index].dt.floor("D")
+            return pd.DataFrame({"p": output, "y": rows["target"], "day": days})
 
         window = answers(now, now + WEEK)
         known = answers(max(cutoff, now - 5 * WEEK), now - WEEK)
@@ -167,14 +170,20 @@ def by_hand(frame, project, steps, *, mapped=False):
 
 
 def map_by_hand(known, asked):
-    """Platt's map by a simplex, with 20/2 · ((scale − 1)² + shift²) as its penalty."""
+    """Platt's map by a simplex, with 20/2 · ((scale − 1)² + shift²) as its penalty, times what a
+    cluster-robust variance of the mean residual is of that of independent rows.
+    """
+    off = known["y"].astype(float) - known["p"]
+    sums = (off - off.mean()).groupby(known["day"]).sum()
+    spread = len(sums) / (len(sums) - 1) * (sums**2).sum() / len(off)
+    penalty = 10 * max(1.0, spread / off.var(ddof=0))
 
     def score(theta, p):
         return special.expit(theta[0] * special.logit(p) + theta[1])
 
     def objective(theta):
         fit = log_loss(known["y"], score(theta, known["p"]), normalize=False, labels=[0, 1])
-        return fit + 10 * ((theta[0] - 1) ** 2 + theta[1] ** 2)
+        return fit + penalty * ((theta[0] - 1) ** 2 + theta[1] ** 2)
 
     options = {"xatol": 1e-9, "fatol": 1e-12}
     found = optimize.minimize(objective, [1, 0], method="Nelder-Mead", options=options)
@@ -240,6 +249,15 @@ def test_policies_are_counted_and_compared_with_never(result, by_name):
     kept = (never.value - homeostatic.value) / (never.value - weekly.value)
     assert homeostatic.gain_kept == pytest.approx(kept)
     assert (never.gain_kept, weekly.gain_kept) == (0, 1)
+
+
+def test_maps_that_a_rule_releases_are_counted_apart_from_its_models(trees):
+    found = replayed(stream(), project=trees, policies=("homeostat:recalibrate=true",))
+    row, marks = found.rows[0], found.curves[0].marks
+    promoted = [mark.kind for mark in marks if mark.promoted]
+    assert row.recalibrations == promoted.count("recalibrate") >= 1
+    assert row.promotions == len(promoted)
+    assert row.retrains == sum(mark.kind == "retrain" for mark in marks)
 
 
 def test_policies_share_the_fits_of_equal_frames(project):

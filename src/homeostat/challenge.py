@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from homeostat import gate, lineage, quarantine, slices, wealth
+from homeostat import gate, lineage, maps, quarantine, slices, wealth
 from homeostat.audit import fitted, jsonable
 from homeostat.blend import Elder
-from homeostat.contracts import Audit, Journal, Releases, Trainer
 from homeostat.errors import HomeostatError, ReleaseError, TrainingError, cause
 from homeostat.holdout import Holdout, before, everything, hold_out, newest
 from homeostat.records import Candidate, Json, Release, Verdict
 from homeostat.schema import Schema
 from homeostat.scoring import row_losses
-from homeostat.settings import Settings
 from homeostat.stats import CONFIDENCE, BlockMean, block_keys
+from homeostat.stores import Stores
+from homeostat.unseen import JUDGED, judged
 
 MILLISECOND = timedelta(milliseconds=1)
 
@@ -79,14 +79,9 @@ class _Challenger:
 
 
 @dataclass(frozen=True)
-class Challenge:
+class Challenge(Stores):
     """Trains and judges by the rules of one project; `gated` False promotes without a gate."""
 
-    settings: Settings
-    journal: Journal
-    releases: Releases
-    audit: Audit
-    trainer: Trainer
     gated: bool = True
 
     def first(self, now: datetime) -> tuple[Candidate, Verdict]:
@@ -98,11 +93,11 @@ class Challenge:
             verdict = gate.unjudged(parts.problem, parts.window)
         else:
             sibling = self._fit(parts.training, schema, parts.window.start, now, None, trial=True)
-            own = Schema.from_json(sibling.objects["schema"])
+            scores, own = self._scores(sibling.objects, parts.fresh)
             verdict = gate.judge_first(
                 training=own.labels(parts.training),
                 labels=own.labels(parts.fresh),
-                losses=self._losses(sibling.objects, parts.fresh),
+                losses=row_losses(scores, parts.fresh, own),
                 task=own.target.task,
                 occurred_at=parts.fresh.column("occurred_at").to_numpy(),
                 block=self.settings.monitor.block,
@@ -121,6 +116,8 @@ class Challenge:
         parts = self._split(rows, champion)
         if parts.problem:
             return Challenged(problem=parts.problem)
+        if self.gated and self.settings.decide.recalibrate:
+            maps.record(self, now)
         made, left = self._challengers(parts, schema, champion, now)
         best = self._taken(made, parts)
         beside = [one.told for one in made if one is not best] + left
@@ -139,9 +136,33 @@ class Challenge:
             self.query(candidate)
             self.audit.write("refitted", now, fitted(candidate))
             verdict = replace(verdict, sibling=True)
+            candidate = self._remembering(candidate, best.candidate, parts.fresh)
         elif self.gated:
             candidate = self.trainer.finished(candidate, newest(parts.training, best.share))
+        candidate = self._mapped(candidate, now)
         return Challenged(self.trainer.with_twin(candidate, parts.judging), verdict)
+
+    def _remembering(self, candidate: Candidate, sibling: Candidate, rows: pa.Table) -> Candidate:
+        """The candidate with what its sibling answers to the rows that judged it, which it was
+        fitted on itself.
+        """
+        answers = judged(rows, self._scores(sibling.objects, rows)[0])
+        return replace(candidate, objects={**candidate.objects, JUDGED: answers})
+
+    def _mapped(self, candidate: Candidate, now: datetime) -> Candidate:
+        """The candidate with a map, where the record speaks for one."""
+        if not self._by_maps:
+            return candidate
+        made = maps.given(self, candidate, now)
+        self.query(made)
+        self.audit.write("calibrated", now, fitted(made))
+        return made
+
+    @property
+    def _by_maps(self) -> bool:
+        """Whether what is released now is to have a map."""
+        wanted = self.gated and self.settings.decide.recalibrate
+        return wanted and maps.chosen(self.audit.past(), self.settings) is not maps.BARE
 
     def query(self, candidate: Candidate) -> None:
         """Ask the stored bytes for the golden rows; raises ReleaseError when they answer otherwise
@@ -266,7 +287,7 @@ class Challenge:
         numbers = schema.target.task == "regression"
         verdict = gate.judge(
             occurred_at=parts.fresh.column("occurred_at").to_numpy(),
-            champion=lineage.losses(self.trainer, self.releases, champion, seen),
+            champion=self._defended(champion, seen, schema),
             challenger=best.losses,
             metric="rmse" if numbers else "log_loss",
             gate=self.settings.gate,
@@ -277,6 +298,7 @@ class Challenge:
             level=wealth.level(self.audit.past().looks, now, self.settings.gate),
             chosen_of=len(made),
         )
+        verdict = replace(verdict, mapped=self._by_maps)
         if len(made) > 1:
             told = "was taken" if best is made[0] else "did better"
             reason = f"{verdict.reason} Of {len(made)} challengers, {best} {told}."
@@ -289,11 +311,29 @@ class Challenge:
             return replace(verdict, promote=False, reason=cause(error))
         return verdict
 
-    def _losses(self, held: Mapping[str, bytes], rows: pa.Table) -> Any:
-        """Loss of each labelled row by the model in `held`, shape (rows,)."""
-        schema = Schema.from_json(held["schema"])
-        scores = self.trainer.score(held["model"], rows, schema, held.get("calibrator"))
+    def _defended(self, champion: Release, rows: pa.Table, schema: Schema) -> Any:
+        """The champion's losses, shape (rows,), beside which a challenger's are put."""
+        if not self.settings.decide.recalibrate:
+            return lineage.losses(self.trainer, self.releases, champion, rows)
+        model = self.releases.object(champion, "model")
+        return self._compared(self.trainer.score(model, rows, schema), rows, schema)
+
+    def _compared(self, scores: pa.Table, rows: pa.Table, schema: Schema) -> Any:
+        """The losses of bare outputs or, where releases have a map, of outputs by one that is
+        cross-fitted: so models are compared, and not a model with a map and one without.
+        """
+        if self._by_maps:
+            scores = maps.crossed(scores, rows, schema, self.settings.monitor.block)
         return row_losses(scores, rows, schema)
+
+    def _losses(self, held: Mapping[str, bytes], rows: pa.Table) -> Any:
+        """Loss of each labelled row by the model in `held`, shape (rows,), as it is compared."""
+        scores, schema = self._scores(held, rows)
+        return self._compared(scores, rows, schema)
+
+    def _scores(self, held: Mapping[str, bytes], rows: pa.Table) -> tuple[pa.Table, Schema]:
+        schema = Schema.from_json(held["schema"])
+        return self.trainer.score(held["model"], rows, schema), schema
 
     def _import(self, now: datetime, champion: Release | None) -> Schema:
         """Bring what `load()` returns into history; the columns that training will read."""

@@ -79,6 +79,14 @@ def asked(evidence: Evidence | None, champion: str, *, force: bool = False) -> D
     return _wanted(evidence, Past(), Decide())
 
 
+def after_training(evidence: Evidence | None, rule: Decide) -> Decision | None:
+    """What to do in the same turn where a training brought no challenger: try a map, or nothing."""
+    if evidence is None or not (rule.recalibrate and evidence.fresh):
+        return None
+    calm = Decision(Action.HOLD, "none", "", reasons.numbers(evidence))
+    return _recalibrated(calm, evidence)
+
+
 def _wanted(evidence: Evidence, past: Past, rule: Decide) -> Decision:
     """What the evidence alone asks for."""
     numbers, trial = reasons.numbers(evidence), evidence.trial

@@ -32,7 +32,7 @@ from homeostat.contracts import (
     Trainer,
     Watcher,
 )
-from homeostat.decide import asked
+from homeostat.decide import after_training, asked
 from homeostat.errors import ReleaseError, cause
 from homeostat.holdout import before
 from homeostat.monitor import Journalled, Subject, examine, failed
@@ -245,6 +245,7 @@ class Loop:
         outcome = Outcome(now, decision, evidence, release=champion.id)
         if decision.action is Action.RETRAIN:
             outcome = self._challenge(outcome, champion)
+            outcome = self._beside(outcome, champion)
         elif decision.action is Action.RECALIBRATE:
             outcome = self._recalibrate(outcome, champion)
         elif decision.action is Action.ROLL_BACK:
@@ -260,6 +261,16 @@ class Loop:
             self.audit.write("training_failed", now, {"reason": cause(error)})
             return outcome.held("failed", f"Training failed: {cause(error)}")
         return self._judged(outcome, found)
+
+    def _beside(self, outcome: Outcome, champion: Release) -> Outcome:
+        """Where no challenger came of a training, try a map over the champion's model instead."""
+        waits = outcome.verdict is not None and outcome.verdict.promote
+        decision = after_training(outcome.evidence, self.settings.decide)
+        if outcome.promoted or waits or decision is None:
+            return outcome
+        tried = replace(outcome, decision=decision, refused=outcome.verdict, verdict=None)
+        tried = self._recalibrate(tried, champion)
+        return tried if tried.promoted else outcome
 
     def _recalibrate(self, outcome: Outcome, champion: Release) -> Outcome:
         """Try another map over the champion's model; any failure keeps the champion."""

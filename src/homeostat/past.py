@@ -21,6 +21,11 @@ MOVES = frozenset({"promoted", "rolled_back", "recovered"})
 
 FIRST = frozenset({"first", "adopted"})
 """Kinds of line of the first release."""
+RECORD = "calibration_record"
+"""The kind of line that keeps what each candidate for a map would have cost in one window."""
+
+UNMAPPED = "none"
+"""The name in that record of answers without a map."""
 
 PROBATION = "probation"
 """The kind of line that keeps a look of the probation; and who went back, in a line of kind
@@ -65,6 +70,9 @@ class Past:
         False  # the last model that was promoted was shown to be better than the one before
     )
     unpaid: int = 0  # trainings in a row up to the last one at which no promotion had paid
+    recorded_until: datetime | None = None  # end of the newest window in the record of maps
+    maps: Mapping[str, float] = field(default_factory=dict)  # mean loss of each candidate of that
+    # record less that of bare answers on the same rows; below 0: better
 
 
 def past(lines: Sequence[Mapping[str, Json]]) -> Past:
@@ -87,6 +95,8 @@ def past(lines: Sequence[Mapping[str, Json]]) -> Past:
         history=walk.history,
         paid=walk.paid,
         unpaid=walk.unpaid,
+        recorded_until=walk.ends.get(RECORD),
+        maps={name: total / rows for name, (total, rows) in walk.maps.items()},
         looks=gate_looks(lines),
     )
 
@@ -116,6 +126,7 @@ class _Walk:
     paid: bool = False
     unpaid: int = 0
     _model: str = ""
+    maps: dict[str, tuple[float, int]] = field(default_factory=dict)  # sum over rows, and rows
     _trigger: str = ""
     _map: str = ""
     _look: Mapping[str, Json] = field(default_factory=dict)
@@ -129,7 +140,7 @@ class _Walk:
             self.began = self.began or at
         elif kind == PROBATION and body.get("release") == self._model:
             self.paid = body["p_value"] >= PAID
-        elif kind in ("gate", "calibration_gate"):
+        elif kind in ("gate", "calibration_gate", RECORD):
             self._gate(kind, body)
         elif kind == "monitored":
             self._looked(body)
@@ -145,11 +156,21 @@ class _Walk:
             self.rolled_back = at
             self.undone.append(body["from"])
 
+    def _record(self, body: Mapping[str, Json]) -> None:
+        bare, rows = body["loss"][UNMAPPED], body["rows"]
+        for name, loss in body["loss"].items():
+            if name != UNMAPPED:
+                total, count = self.maps.get(name, (0.0, 0))
+                self.maps[name] = total + (loss - bare) * rows, count + rows
+
     def _gate(self, kind: str, body: Mapping[str, Json]) -> None:
         window = body.get("window")
         if window:
             end = datetime.fromisoformat(window["end"])
             self.ends[kind] = max(end, self.ends.get(kind, end))
+        if kind == RECORD:
+            self._record(body)
+            return
         if kind == "calibration_gate":
             self.unmended += self._map == "harm" and not body.get("promote", False)
             return
@@ -165,7 +186,7 @@ class _Walk:
         self._looked(look)
         action, trigger = decision.get("action"), decision.get("trigger", "")
         if action == Action.RETRAIN:
-            self._trigger, self._look = trigger, look
+            self._trigger, self._look, self._map = trigger, look, ""
         elif action == Action.RECALIBRATE:
             self._map = trigger
 

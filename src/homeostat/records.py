@@ -169,9 +169,7 @@ class Performance:
 
 @dataclass(frozen=True, slots=True)
 class Staleness:
-    """What a model as old as the champion loses against one fitted on the newest rows; see
-    `monitor.staleness`. Information only.
-    """
+    """What a model as old as the champion loses against a new one; see `monitor.staleness`."""
 
     gain: float | None  # mean loss of the old twin − that of the new one, in the metric's loss
     low: float | None  # 95 % interval, t on block means; None under five blocks
@@ -326,6 +324,7 @@ class Verdict:
     sibling: bool = False  # judged was a model of the same code that had not seen these rows
     p_value: float | None = None  # one-sided, of harm beyond δ, for all challengers of the look
     level: float | None = None  # that the p-value may not exceed; None where nothing was tested
+    mapped: bool = False  # both sides by maps that were cross-fitted on these rows
     sliced: int = 0  # slices that were compared
     slices: tuple[Slice, ...] = ()  # the ten of them that speak most against the challenger
 
@@ -393,6 +392,7 @@ class Outcome:
     release: str | None = None  # the champion after the turn
     promoted: bool = False
     seconds: float = 0.0
+    refused: Verdict | None = None  # of a challenger, where a map was released in its place
 
     def held(self, trigger: str, reason: str) -> Outcome:
         """The same turn, in which nothing was done after all."""

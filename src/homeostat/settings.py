@@ -299,9 +299,9 @@ class Decide(_Section):
         timedelta(days=700), description="Over which decide.budget is counted."
     )
     recalibrate: bool = Field(
-        False,
-        description="Try a map over the champion's output before a training for harm, and between "
-        "trainings. Turn it on where a replay of your history shows that it pays.",
+        True,
+        description="Give releases a map over their output where the record of maps speaks for "
+        "one, and try another before a training for harm, and between trainings.",
     )
     calibration_windows: int = Field(
         4, ge=1, description="Windows (monitor.window) of mature labelled rows that fit a map."

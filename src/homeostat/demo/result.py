@@ -81,7 +81,7 @@ def measure(
     frozen = scored.output(first.id, rows)
     served = outputs(rows, schema.target)
     turns = [outcome for outcome in outcomes[1:] if outcome.verdict is not None]
-    trained = [o for o in turns if o.decision.action is not Action.RECALIBRATE]
+    trained = [o for o in turns if o.decision.action is not Action.RECALIBRATE or o.refused]
     promoted = [o for o in turns if o.promoted]
     after = [scored.aftermath(o, rows) for o in promoted]
     block = here.settings.monitor.block

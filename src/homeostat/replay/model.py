@@ -22,7 +22,7 @@ from homeostat import fit
 from homeostat.binning import moments
 from homeostat.contracts import Engine
 from homeostat.errors import TrainingError
-from homeostat.recalibrate import fit_calibrator
+from homeostat.recalibrate import fitted as fit_map
 from homeostat.records import EPOCH, MICROSECOND
 from homeostat.replay.learner import MeteredEngine
 from homeostat.schema import Schema
@@ -44,7 +44,6 @@ T = TypeVar("T")
 
 RECENT = 8  # windows that a model of recent rows learns from
 MAPPED = 4  # windows of mature rows that a map is fitted on
-RIDGE = 20.0  # towards the identity; as much as some twenty rows say
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +193,7 @@ def _mapped(
     found, target = loss.copy(), held.schema.target
     labels, arrived = held.labels[first:], held.arrived[first:]
     times = held.times[first:]
+    keys = times // (work.block // MICROSECOND)
     for number in range(step, len(work.starts)):
         until = work.starts[number] - work.delay
         since = until - MAPPED * work.every
@@ -201,7 +201,8 @@ def _mapped(
         taught = np.isfinite(loss[past]) & (arrived[past] <= work.starts[number])
         if not taught.any():
             continue
-        calibrator = fit_calibrator(output[past][taught], labels[past][taught], target, ridge=RIDGE)
+        rows = past.start + np.flatnonzero(taught)
+        calibrator = fit_map(output[rows], labels[rows], keys[rows], target)
         window = slice(work.edges[number] - first, work.edges[number + 1] - first)
         judged = np.isfinite(loss[window])
         mapped = calibrator.apply(output[window][judged], target)

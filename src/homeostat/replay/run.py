@@ -73,6 +73,8 @@ def run(scene: Scene, shared: Shared, strategy: Ours, tick: Callable[[], object]
             old = _champion(releases)
             outcome = loop.step()
             new, kind = _champion(releases), KINDS.get(outcome.decision.action)
+            if outcome.refused is not None:
+                refused.append(Mark(window.start, "retrain", promoted=False, needless=True))
             if kind is not None and new.id != old.id:
                 after = _after(scene, shared, releases, new, old)
                 changes.append(Change(number, kind, new.id, after))
