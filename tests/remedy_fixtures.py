@@ -102,7 +102,7 @@ class Stage:
             "training": {"script": str(self.script), "min_rows": 100},
             "monitor": {"staleness": False},
             **self.settings,
-            "decide": {"recalibrate": True, **self.settings.get("decide", {})},
+            "decide": {"recalibrate": True, "max_age": "none", **self.settings.get("decide", {})},
         }
         self.chosen = Settings(**sections)
         self.clock = SimulatedClock(START + FIRST * WEEK)

@@ -120,7 +120,7 @@ def test_champion_and_challenger_are_compared_as_maps_of_their_own_would_make_th
 def test_the_rows_that_fitted_a_fresh_releases_map_are_rebuilt_to_their_hash(moved):
     stage, outcome = moved
     release = stage.releases.get(outcome.release)
-    named = {release.id: release.calibration}
+    named = [(release.id, release.calibration)]
     (found,) = frames(named, stage.journal, stage.releases, stage.audit)
     assert found.result == "same"
 
@@ -153,8 +153,9 @@ def test_where_the_record_speaks_for_no_map_models_are_compared_and_released_bar
     def truth(x, draw, number):
         return swinging(x, draw, number) if number >= FIRST else binary()(x, draw, number)
 
-    settings = {"decide": {**GROWING["decide"], "growth": 0}}
-    stage = Stage(tmp_path, truth, settings=settings)
+    stage = Stage(tmp_path, truth)
+    mend = Decision(Action.RECALIBRATE, "calibration", "Rows can judge a map.")
+    stage.loop = stage.turning(policy=lambda *_: mend)
     stage.turn(8)
     assert maps.chosen(stage.audit.past(), stage.chosen) == maps.BARE
     found = stage.loop._challenger.retrain(stage.releases.champion(), stage.clock.now())
