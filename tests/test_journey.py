@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -233,7 +233,9 @@ def fit(frame):
 if __name__"""
 
 
-def test_a_challenger_of_shuffled_labels_is_refused_and_changes_nothing(journey, tmp_path):
+@pytest.mark.parametrize("blend", [1, 4])
+def test_a_challenger_of_shuffled_labels_is_refused_and_changes_nothing(journey, tmp_path, blend):
+    """Alone it is worse; a blend that it is a quarter of need not be, and is refused as well."""
     root = tmp_path / "sabotaged"
     shutil.copytree(journey.here.root, root)
     script = root / project.TRAIN
@@ -246,15 +248,18 @@ def test_a_challenger_of_shuffled_labels_is_refused_and_changes_nothing(journey,
         service.feedback(batch.labels)
     kept = ("models/champion.json", "models/model.pkl", "data/processed/reference.csv")
     before = {name: (root / name).read_bytes() for name in kept}
+    training = here.settings.training.model_copy(update={"blend": blend})
+    chosen = here.settings.model_copy(update={"training": training})
     with here.loop(clock=FakeClock(now)) as loop:
-        outcome = loop.retrain(force=True)
+        outcome = replace(loop, settings=chosen).retrain(force=True)
     verdict = outcome.verdict
     assert verdict is not None, outcome.decision.reason
     assert not outcome.promoted
     assert not verdict.promote
     assert verdict.rows > 10_000
-    assert verdict.challenger > verdict.champion
-    assert "The challenger is worse" in verdict.reason
+    if blend == 1:
+        assert verdict.challenger > verdict.champion
+        assert "The challenger is worse" in verdict.reason
     assert {name: (root / name).read_bytes() for name in kept} == before
     assert here.audit.lines()[-1]["kind"] == "gate"
     assert said(here, "verify")["audit_lines"] == len(here.audit.lines())
