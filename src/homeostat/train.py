@@ -22,6 +22,7 @@ from homeostat.errors import SchemaError, TrainingError, cause
 from homeostat.fit import Fitted
 from homeostat.infer import infer
 from homeostat.objects import Job
+from homeostat.order import ordered
 from homeostat.records import Candidate, TrainingRows
 from homeostat.rowhash import frame_hash
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema, Target
@@ -120,11 +121,25 @@ class ScriptTrainer:
         can be released, EngineError when the child dies or passes a limit, SchemaError when a
         first release has no feature of a name in `segments`.
         """
-        rows = _ordered(rows)
+        rows = ordered(rows)
         if parent is None:
             # Nothing serves yet, so that a wrong name costs least; later on the monitor tells.
             levels.check(schema.features, self._segments)
         fitted = self.fitted(rows, schema, cutoff=cutoff, trial=trial)
+        return self.candidate(fitted, rows, schema, cutoff=cutoff, as_of=as_of, parent=parent)
+
+    def candidate(
+        self,
+        fitted: Fitted,
+        rows: pa.Table,
+        schema: Schema,
+        *,
+        cutoff: datetime,
+        as_of: datetime,
+        parent: str | None,
+    ) -> Candidate:
+        """What `fitted` gave of these rows, with the hash of the frame."""
+        rows = ordered(rows)
         return Candidate(
             kind="first" if parent is None else "retrain",
             parent=parent,
@@ -171,7 +186,7 @@ class ScriptTrainer:
         objects, found = self._engine.run(
             fit.finish,
             self._job(trial=trial),
-            _ordered(rows),
+            ordered(rows),
             schema,
             held["model"],
             elder=None if why else elder,
@@ -242,10 +257,6 @@ class ScriptTrainer:
                 f"all {rows.num_rows} training rows have the same {schema.target.name!r}.",
                 hint="A classifier needs two classes: wait for rows of another one.",
             )
-
-
-def _ordered(rows: pa.Table) -> pa.Table:
-    return rows.sort_by([("occurred_at", "ascending"), ("prediction_id", "ascending")])
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:

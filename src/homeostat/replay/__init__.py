@@ -23,14 +23,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
+from homeostat import fit
 from homeostat.binning import micro
 from homeostat.engines import LocalEngine
 from homeostat.errors import HomeostatError, TrainingError
 from homeostat.fields import Duration
 from homeostat.records import EPOCH, MICROSECOND, Window
+from homeostat.replay.fits import Fits
 from homeostat.replay.learner import MeteredEngine, Shared
 from homeostat.replay.matrix import ALL, LATE, Children, Matrix
-from homeostat.replay.model import Work
+from homeostat.replay.model import Stream, Work
 from homeostat.replay.policies import BASELINES, Every, Oracle, Ours, Strategy, strategies
 from homeostat.replay.result import Cost, Curve, ReplayResult, Row, summarise
 from homeostat.replay.run import run
@@ -98,9 +100,10 @@ def replay(
         opened.callback(children.close)
         with progress_bar(shown=progress) as bar, _first(scene):
             matrix = _matrix(scene, found, chosen, children, root)
-            tracks = _tracks(scene, matrix, chosen, Shared(trainer, engine, scene.schema), bar)
+            shared = Shared(trainer, engine, scene.schema, matrix.fits)
+            tracks = _tracks(scene, matrix, chosen, shared, bar)
         said = [*found.said, *_told(chosen, tracks)]
-        cost = Cost(*_added(matrix, engine.total), rest=clock.process_time() - began)
+        cost = _cost(matrix, engine, rest=clock.process_time() - began)
         return summarise(scene, tracks, chosen, said, cost)
 
 
@@ -149,7 +152,9 @@ def _matrix(
         every=scene.windows[0].length // MICROSECOND,
     )
     maps = any(isinstance(s, Oracle) or (isinstance(s, Every) and s.recalibrate) for s in chosen)
-    return Matrix(work, children, root, maps)
+    loops = any(isinstance(s, Ours) for s in chosen)
+    fits, stream = Fits(scene.rows, root), Stream(scene.rows, scene.schema)
+    return Matrix(work, children, fits, stream, root, maps, loops)
 
 
 def _tracks(
@@ -161,7 +166,7 @@ def _tracks(
     """
     everyone = [*chosen, *(each for each in BASELINES if each not in chosen)]
     names = (ALL, LATE) if any(isinstance(each, Oracle) for each in chosen) else (ALL,)
-    models = matrix.begin(scene.rows, names, bar.tick)
+    models = matrix.begin(names, bar.tick)
     loops = [each for each in everyone if isinstance(each, Ours)]
     bar.expect(models + len(loops) * len(scene.windows))
     done: dict[str, Track] = {}
@@ -189,9 +194,12 @@ def _told(chosen: Sequence[Strategy], tracks: Sequence[Track]) -> Iterator[str]:
         yield f"oracle: at most {most} retrains, as many as {ours.name} made."
 
 
-def _added(matrix: Matrix, loop: float) -> tuple[float, float, float]:
-    fits, scores, maps = matrix.seconds
-    return fits + loop, scores, maps
+def _cost(matrix: Matrix, engine: MeteredEngine, rest: float) -> Cost:
+    """`matrix.fits` counts what `engine` fitted; what else that did for the loops is told apart."""
+    scores, maps = matrix.seconds
+    fits, answers = (engine.spent.get(call.__qualname__, 0.0) for call in (fit.fit, fit.score))
+    finished = sum(engine.spent.values()) - fits - answers
+    return Cost(matrix.fits.seconds + finished, scores + answers, maps, rest)
 
 
 def _scene(

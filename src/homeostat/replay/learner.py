@@ -8,11 +8,12 @@ window.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
@@ -20,12 +21,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.blend import Elder
-from homeostat.contracts import Engine, Trainer
+from homeostat.contracts import Engine
 from homeostat.entries import Queried, Refusal
 from homeostat.errors import TrainingError
+from homeostat.order import ordered
 from homeostat.records import Candidate
+from homeostat.replay.fits import Fits, Trial
 from homeostat.schema import SYSTEM, Schema
 from homeostat.scoring import Calibrator, outputs, row_losses, tabulate
+from homeostat.train import ScriptTrainer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,16 +41,19 @@ T = TypeVar("T")
 
 
 class MeteredEngine:
-    """An `Engine` that knows the CPU seconds of the last call and of all calls, all threads."""
+    """An `Engine` that knows the CPU seconds of the last call, all threads, and of all calls by the
+    name of the function.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.seconds = self.total = 0.0
+        self.seconds = 0.0
+        self.spent: dict[str, float] = defaultdict(float)
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         metered: _Metered[T] = _Metered(function)
         result, self.seconds = self._engine.run(metered, *args, **kwargs)
-        self.total += self.seconds
+        self.spent[function.__qualname__] += self.seconds
         return result
 
     def close(self) -> None:
@@ -80,28 +87,39 @@ class Served:
 class Shared:
     """What the policies of one replay share: a fit for each frame, an answer for each window."""
 
-    trainer: Trainer
+    trainer: ScriptTrainer
     engine: MeteredEngine
     schema: Schema
-    fits: dict[tuple[bytes, str, bool], tuple[Candidate, float]] = field(default_factory=dict)
+    fits: Fits
+    candidates: dict[bytes, tuple[Candidate, Trial]] = field(default_factory=dict)
     blends: dict[tuple[object, ...], tuple[Candidate, float]] = field(default_factory=dict)
     answers: dict[tuple[bytes, bytes, int], Served] = field(default_factory=dict)
 
     def fit(
-        self, rows: pa.Table, schema: Schema, *, cutoff: datetime, as_of: datetime, trial: bool
+        self, rows: pa.Table, schema: Schema, *, cutoff: datetime, as_of: datetime
     ) -> tuple[Candidate, float]:
-        """A candidate without parent, and the CPU seconds of its fit."""
+        """A trial without parent, and the CPU seconds of its fit.
+
+        The model is that of the frame, whoever had it fitted; edges and levels are the `schema`'s.
+        """
         if not rows.num_rows:
             raise TrainingError("no row has a label that is old enough to be learned from.")
-        key = _ids(rows), schema.to_json(), trial
-        if key not in self.fits:
-            made = self.trainer.fit(
-                rows, schema, cutoff=cutoff, as_of=as_of, parent=None, trial=trial
+        frame = self.fits.frame(rows)
+        if frame not in self.candidates:
+            trial = self.fits.trial(frame, lambda path: self._trial(rows, cutoff, path))
+            made = self.trainer.candidate(
+                trial.whole, rows, self.schema, cutoff=cutoff, as_of=as_of, parent=None
             )
-            self.fits[key] = made, self.engine.seconds
-        candidate, seconds = self.fits[key]
+            self.candidates[frame] = made, trial
+        candidate, trial = self.candidates[frame]
+        own = schema.without_nulls_in(sorted(trial.averse)).to_json().encode()
         training = replace(candidate.training, cutoff=cutoff, as_of=as_of)
-        return replace(candidate, training=training), seconds
+        objects = {**candidate.objects, "schema": own}
+        return replace(candidate, training=training, objects=objects), trial.seconds
+
+    def _trial(self, rows: pa.Table, cutoff: datetime, model: Path) -> Trial:
+        fitted = self.trainer.fitted(ordered(rows), self.schema, cutoff=cutoff, trial=True)
+        return Trial.kept(fitted, model, self.engine.seconds)
 
     def finished(
         self, candidate: Candidate, rows: pa.Table, elder: Elder | None, *, keep: int, trial: bool
@@ -174,12 +192,6 @@ def _refused(rows: pa.Table, schema: Schema) -> tuple[NDArray[np.bool_], tuple[R
     return refused, tuple(refusals)
 
 
-def _ids(rows: pa.Table) -> bytes:
-    """A hash of the rows' ids in order: in one replay an id stands for its row and its label."""
-    ids = rows.column("prediction_id").to_pylist()
-    return _digest(json.dumps(ids).encode())
-
-
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
@@ -216,8 +228,12 @@ class PolicyTrainer:
         parent: str | None,
         trial: bool = False,
     ) -> Candidate:
-        candidate, seconds = self._shared.fit(rows, schema, cutoff=cutoff, as_of=as_of, trial=trial)
+        candidate, seconds = self._shared.fit(rows, schema, cutoff=cutoff, as_of=as_of)
         self._pay(candidate.training.sha256, seconds if parent else 0.0)
+        if not trial:
+            whole, seconds = self._shared.finished(candidate, rows, None, keep=1, trial=False)
+            self._pay((candidate.training.sha256, trial), seconds if parent else 0.0)
+            candidate = replace(whole, members=candidate.members)
         if parent is None:
             return candidate
         return replace(candidate, kind="retrain", parent=parent)

@@ -10,23 +10,21 @@ import queue
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from homeostat.contracts import Engine
 from homeostat.errors import HomeostatError
-from homeostat.replay.model import Made, Stream, Work, learned, made
+from homeostat.replay.fits import Fits, frame_of
+from homeostat.replay.model import Made, Stream, Work, judged, learned, tried
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 ALL, LATE = "all", "recent"
@@ -34,7 +32,7 @@ ALL, LATE = "all", "recent"
 
 
 class Children:
-    """Some engines, each of which does one call at a time, in the order of asking."""
+    """Some engines, each of which does one work at a time, in the order of asking."""
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._free: queue.SimpleQueue[Engine] = queue.SimpleQueue()
@@ -42,13 +40,14 @@ class Children:
             self._free.put(engine)
         self._threads = ThreadPoolExecutor(len(engines), thread_name_prefix="replay")
 
-    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        return self._threads.submit(self._run, partial(function, *args, **kwargs))
+    def submit(self, work: Callable[[Engine], T]) -> Future[T]:
+        """`work` has the engine to itself."""
+        return self._threads.submit(self._run, work)
 
-    def _run(self, call: partial[T]) -> T:
+    def _run(self, work: Callable[[Engine], T]) -> T:
         engine = self._free.get()
         try:
-            return engine.run(call.func, *call.args, **call.keywords)
+            return work(engine)
         finally:
             self._free.put(engine)
 
@@ -65,43 +64,56 @@ class Matrix:
 
     work: Work
     children: Children
+    fits: Fits
+    rows: Stream
     folder: Path  # where losses go
     maps: bool  # whether models are judged by maps as well
+    loops: bool  # whether any may ask for the model of a frame
     _made: dict[tuple[int, str], Future[Made]] = field(default_factory=dict)
     _same: dict[tuple[int, str], tuple[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        first = self._begun(0, ALL)
-        self.work = replace(self.work, averse=first.result().averse)
+        first = self._begun(0, ALL, self._frame(0, ALL))
+        self.work = replace(self.work, averse=first.result().trial.averse)
 
     @property
     def steps(self) -> int:
         return len(self.work.starts)
 
-    def begin(self, table: pa.Table, names: Iterable[str], tick: Callable[[], object]) -> int:
+    def begin(self, names: Iterable[str], tick: Callable[[], object]) -> int:
         """Begin all models of these names; `tick` is called as each one ends. Their number.
 
         Steps between which no label came share a model.
         """
-        stream, known = Stream(table, self.work.schema), dict[bytes, tuple[int, str]]()
+        known = dict[bytes, tuple[int, str]]()
         count = 0
         for name in names:
             for step in range(self.steps):
-                key = (step, name)
-                taught = learned(self.work, stream, step, recent=name == LATE)
-                first = known.setdefault(np.packbits(taught).tobytes(), key)
+                key, frame = (step, name), self._frame(step, name)
+                first = known.setdefault(frame, key)
                 self._same[key] = first
                 if first == key and key not in self._made:
-                    self._begun(step, name)
-                    self._made[key].add_done_callback(lambda _: tick())
+                    self._begun(step, name, frame).add_done_callback(lambda _: tick())
                     count += 1
         return count
 
-    def _begun(self, step: int, name: str) -> Future[Made]:
-        path = self.folder / f"{name}-{step}.npy"
-        self._made[step, name] = self.children.submit(
-            made, self.work, step, path, recent=name == LATE, maps=self.maps
-        )
+    def _frame(self, step: int, name: str) -> bytes:
+        return frame_of(learned(self.work, self.rows, step, recent=name == LATE))
+
+    def _begun(self, step: int, name: str, frame: bytes) -> Future[Made]:
+        work, recent = self.work, name == LATE
+        losses = self.folder / f"{name}-{step}.npy"
+
+        def made(engine: Engine) -> Made:
+            trial = self.fits.trial(
+                frame, lambda path: engine.run(tried, work, step, path, recent=recent)
+            )
+            found = engine.run(judged, work, step, trial, losses, recent=recent, maps=self.maps)
+            if not self.loops:
+                trial.model.unlink()
+            return found
+
+        self._made[step, name] = self.children.submit(made)
         return self._made[step, name]
 
     def get(self, step: int, name: str) -> Made | None:
@@ -138,11 +150,8 @@ class Matrix:
         return found
 
     @property
-    def seconds(self) -> tuple[float, float, float]:
-        """CPU seconds of fits, of scoring, and of maps so far."""
+    def seconds(self) -> tuple[float, float]:
+        """CPU seconds of scoring and of maps so far."""
         done = [f.result() for f in self._made.values() if f.done() and not f.exception()]
-        return (
-            sum(each.fit_seconds for each in done),
-            sum(each.score_seconds for each in done),
-            sum(each.map_seconds for each in done),
-        )
+        scores, maps = (each.score_seconds for each in done), (each.map_seconds for each in done)
+        return sum(scores), sum(maps)

@@ -20,11 +20,10 @@ import pyarrow.compute as pc
 
 from homeostat import fit
 from homeostat.binning import moments
-from homeostat.contracts import Engine
 from homeostat.errors import TrainingError
 from homeostat.recalibrate import fitted as fit_map
 from homeostat.records import EPOCH, MICROSECOND
-from homeostat.replay.learner import MeteredEngine
+from homeostat.replay.fits import Trial
 from homeostat.schema import Schema
 from homeostat.scoring import Scorer, losses
 from homeostat.settings import Project, Training
@@ -72,32 +71,42 @@ class Work:
 class Made:
     """One model of the matrix."""
 
+    trial: Trial
     losses: Path  # shape (1 or 2, rows from its step on): bare, and by maps that came before
-    averse: frozenset[str]  # features in which it takes no null
-    fit_seconds: float  # of CPU, all threads
-    score_seconds: float  # reading the rows, answering them, and taking the losses
+    score_seconds: float  # of CPU: reading the rows, answering them, and taking the losses
     map_seconds: float
 
 
-def made(work: Work, step: int, losses_at: Path, *, recent: bool, maps: bool) -> Made:
-    """Fit on all mature rows of that step, or on recent ones, and judge every later row.
+def tried(work: Work, step: int, model_at: Path, *, recent: bool) -> Trial:
+    """Fit on all mature rows of that step, or on recent ones.
 
-    A row without a label costs NaN, one that a server would refuse costs infinity. Raises
-    TrainingError or SchemaError.
+    Raises TrainingError or SchemaError.
     """
     began = time.process_time()
     held = stream(work.rows, work.schema.to_json())
     rows = held.table.filter(pa.array(learned(work, held, step, recent=recent)))
     if not rows.num_rows:
         raise TrainingError("no row has a label that is old enough to be learned from.")
+    cutoff = EPOCH + work.since(step, recent=recent)[1] * MICROSECOND
+    fitted = _trainer(work).fitted(rows, work.schema, cutoff=cutoff, trial=True)
+    return Trial.kept(fitted, model_at, time.process_time() - began)
+
+
+def judged(
+    work: Work, step: int, trial: Trial, losses_at: Path, *, recent: bool, maps: bool
+) -> Made:
+    """Let a model of that step answer every later row.
+
+    A row without a label costs NaN, one that a server would refuse costs infinity. Raises
+    SchemaError.
+    """
+    began = time.process_time()
+    held = stream(work.rows, work.schema.to_json())
     until = work.since(step, recent=recent)[1]
-    engine = MeteredEngine(_Here())
-    cutoff = EPOCH + until * MICROSECOND
-    fitted = _trainer(work, engine).fitted(rows, work.schema, cutoff=cutoff, trial=True)
-    schema = Schema.from_json(fitted.objects["schema"])
     # Rows that came before it but are too young to have taught it are the first to calibrate it.
     first = int(np.searchsorted(held.times, until)) if maps else work.edges[step]
-    scorer = Scorer(fit.unpickled(fitted.objects["model"]), schema)
+    schema = work.schema.without_nulls_in(sorted(trial.averse))
+    scorer = Scorer(fit.unpickled(trial.model.read_bytes()), schema)
     output, loss = _answers(scorer, held, first)
     scored = time.process_time()
     from_step = loss[work.edges[step] - first :]
@@ -105,10 +114,7 @@ def made(work: Work, step: int, losses_at: Path, *, recent: bool, maps: bool) ->
     if maps:
         told.append(_mapped(work, held, step, first, output=output, loss=loss))
     np.save(losses_at, np.stack(told))
-    averse = frozenset(f.name for f in schema.features if not f.nullable)
-    ended = time.process_time()
-    score_seconds = scored - began - engine.seconds
-    return Made(losses_at, averse, engine.seconds, score_seconds, ended - scored)
+    return Made(trial, losses_at, scored - began, time.process_time() - scored)
 
 
 @dataclass(frozen=True)
@@ -210,9 +216,9 @@ def _mapped(
     return found[work.edges[step] - first :]
 
 
-def _trainer(work: Work, engine: Engine) -> ScriptTrainer:
+def _trainer(work: Work) -> ScriptTrainer:
     return ScriptTrainer(
-        engine,
+        _Here(),
         script=work.script,
         project=work.project,
         training=work.training,

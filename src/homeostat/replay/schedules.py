@@ -47,7 +47,8 @@ def scheduled(scene: Scene, matrix: Matrix, strategy: Never | Every | Evidently)
 
     def due(step: int, tried: int, serving: int) -> bool:  # noqa: ARG001 - a Due
         call = partial(drifted, window=monitor.window, sample=monitor.sample, seed=seed)
-        return matrix.children.submit(call, matrix.work, serving, step).result()
+        work = matrix.work
+        return matrix.children.submit(lambda engine: engine.run(call, work, serving, step)).result()
 
     return follow(scene, matrix, strategy.name, _plan(matrix, due), mapped=False)
 
@@ -90,7 +91,7 @@ def follow(scene: Scene, matrix: Matrix, name: str, plan: Plan, *, mapped: bool)
         parts.append(loss[: edges[end] - edges[step]])
     for release in plan.releases[1:]:
         found = matrix.get(*release)
-        seconds += found.fit_seconds if found else 0.0
+        seconds += found.trial.seconds if found else 0.0
     changes = [
         Change(new[0], "retrain", f"{new[1]}-{new[0]}", _after(matrix, new, old, mapped=mapped))
         for old, new in pairwise(plan.releases)
