@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.audit import jsonable
+from homeostat.binning import micro
 from homeostat.entries import Appended, Labelled, Refusal, Sealed
 from homeostat.errors import ConflictError, JournalError, ReleaseError
 from homeostat.journal import join, jsonl, shape
@@ -26,7 +28,11 @@ from homeostat.records import EPOCH, Candidate, Evidence, Json, Release, Verdict
 from homeostat.release import released
 from homeostat.schema import SYSTEM, TIMESTAMP, Schema
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 PIECE = 1 << 19  # rows that a scan gives at a time
+_KEYS = pa.schema([(name, SYSTEM[name]) for name in ("occurred_at", "prediction_id")])
 
 
 @dataclass
@@ -37,6 +43,59 @@ class SimulatedClock:
 
     def now(self) -> datetime:
         return self.time
+
+
+@dataclass(frozen=True)
+class _View:
+    """Rows in their order, and the place of the row of each label that has one: looked up once for
+    all reads between two writes.
+    """
+
+    tables: Sequence[pa.Table]
+    order: pa.Array | None  # of the rows of all tables; None where they are in order as they came
+    times: NDArray[np.int64]  # microseconds since 1970, ascending
+    labels: pa.Table  # `join.ARRIVALS`, by the place of their rows
+    places: NDArray[np.int64]  # ascending, shape (labels,)
+    _aligned: dict[pa.Schema, pa.Table] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tables: Sequence[pa.Table], labels: Sequence[pa.Table]) -> _View:
+        known = _KEYS.empty_table(), *(table.select(_KEYS.names) for table in tables)
+        keys = pa.concat_tables(known)
+        rows = ordered(keys.append_column("place", pa.array(np.arange(keys.num_rows))))
+        order = rows.column("place").combine_chunks()
+        moved = bool((np.diff(order.to_numpy()) != 1).any())
+        came = pa.concat_tables([shape.LABELS.empty_table(), *labels])
+        came = join.arrivals(came, np.arange(came.num_rows))
+        came, places = join.placed(came, rows.column("prediction_id"))
+        by_place = np.argsort(places, kind="stable")
+        return cls(
+            tuple(tables),
+            order if moved else None,
+            np.asarray(rows.column("occurred_at").cast(pa.int64()).to_numpy()),
+            came.take(pa.array(by_place)),
+            places[by_place],
+        )
+
+    def rows(self, columns: pa.Schema) -> pa.Table:
+        """All rows, with these columns."""
+        if columns not in self._aligned:
+            tables = [shape.aligned(table, columns) for table in self.tables]
+            rows = pa.concat_tables([columns.empty_table(), *tables])
+            self._aligned[columns] = rows if self.order is None else rows.take(self.order)
+        return self._aligned[columns]
+
+    def within(self, window: Window | None) -> tuple[int, int]:
+        """Where the rows of a window begin and end."""
+        if window is None:
+            return 0, len(self.times)
+        first, last = np.searchsorted(self.times, [micro(window.start), micro(window.end)])
+        return int(first), int(last)
+
+    def labelled(self, first: int, last: int) -> tuple[pa.Table, NDArray[np.int64]]:
+        """The labels of the rows at these places, and the place of each from `first` on."""
+        low, high = np.searchsorted(self.places, [first, last])
+        return self.labels.slice(low, high - low), self.places[low:high] - first
 
 
 class MemoryJournal:
@@ -51,6 +110,7 @@ class MemoryJournal:
         self._last: dict[str, str] = {}  # id → newest version of its label
         self._imported: dict[str, str] = {}  # id → what load() said last
         self._refused: list[jsonl.Fact] = []
+        self._view: _View | None = None
 
     def append(self, rows: pa.Table) -> Appended:
         """Add served rows. Raises ConflictError with the row's number, and JournalError."""
@@ -99,15 +159,19 @@ class MemoryJournal:
     ) -> Iterator[pa.Table]:
         """Rows with the labels that had arrived by `as_of`, see `contracts.Journal.scan`."""
         columns = schema.journal if schema else shape.union([table.schema for table in self._rows])
-        low, high = join.keys(window)
-        tables = [join.between(shape.aligned(table, columns), low, high) for table in self._rows]
-        rows = ordered(pa.concat_tables([columns.empty_table(), *tables]))
-        labels = pa.concat_tables([shape.LABELS.empty_table(), *self._labels])
-        labels = join.arrivals(labels, np.arange(labels.num_rows))
+        view = self._seen()
+        rows, (first, last) = view.rows(columns), view.within(window)
         numbers = schema is not None and schema.target.task == "regression"
-        for start in range(0, max(rows.num_rows, 1), PIECE):
-            piece = rows.slice(start, PIECE)
-            yield join.joined(piece, labels, as_of, labelled=labelled, numbers=numbers)
+        for start in range(first, max(last, first + 1), PIECE):
+            piece = rows.slice(start, min(PIECE, last - start))
+            labels, row = view.labelled(start, start + piece.num_rows)
+            yield join.at_places(piece, labels, row, as_of, labelled=labelled, numbers=numbers)
+
+    def _seen(self) -> _View:
+        """Made anew when rows or labels came since the last time."""
+        if self._view is None:
+            self._view = _View.of(self._rows, self._labels)
+        return self._view
 
     def seal(self, now: datetime) -> Sealed:  # noqa: ARG002 - the contract names it
         """Nothing moves: all rows are in memory."""
@@ -131,6 +195,7 @@ class MemoryJournal:
         new = served.take(pa.array(fresh, pa.int64())).combine_chunks()
         if new.num_rows:
             self._rows.append(new)
+            self._view = None
             self._ids.update(new.column("prediction_id").to_pylist())
         return Appended(new.num_rows, served.num_rows - new.num_rows)
 
@@ -169,6 +234,7 @@ class MemoryJournal:
                 told[name] = value
         if keep:
             self._labels.append(table.take(pa.array(keep, pa.int64())))
+            self._view = None
         return Labelled(len(keep), table.num_rows - len(keep), changed)
 
 

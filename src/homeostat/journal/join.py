@@ -128,12 +128,28 @@ def joined(
     `labels` are `ARRIVALS`; of versions that stand there twice either will do. Those that had not
     arrived by `as_of` do not count, see `_arrived`. With `numbers` the labels are float64.
     """
-    place = pc.index_in(
-        labels.column("prediction_id"), value_set=rows.column("prediction_id").combine_chunks()
-    )
+    labels, row = placed(labels, rows.column("prediction_id"))
+    return at_places(rows, labels, row, as_of, labelled=labelled, numbers=numbers)
+
+
+def placed(labels: pa.Table, ids: pa.ChunkedArray) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The labels of these ids, each of which stands there once, and the place of each one's id."""
+    place = pc.index_in(labels.column("prediction_id"), value_set=ids.combine_chunks())
     known = place.is_valid()
-    labels, place = labels.filter(known), place.filter(known)
-    row = np.asarray(place.to_numpy(), dtype=np.int64)
+    row = np.asarray(place.filter(known).to_numpy(), dtype=np.int64)
+    return labels.filter(known), row
+
+
+def at_places(
+    rows: pa.Table,
+    labels: pa.Table,
+    row: NDArray[np.int64],
+    as_of: datetime | None,
+    *,
+    labelled: bool | None,
+    numbers: bool,
+) -> pa.Table:
+    """As `joined`, of labels whose rows are those at the places `row`, shape (labels,)."""
     if as_of is not None:
         counts = _arrived(labels, _micros(rows, "recorded_at")[row], as_of)
         labels, row = labels.filter(pa.array(counts)), row[counts]
