@@ -78,10 +78,11 @@ def test_the_journal_in_memory_reads_as_the_one_in_files(tmp_path_factory, given
                 journal.append(part)
             else:
                 journal.label(label_rows(ids, [label] * len(ids), when))
-    for as_of in (None, START, START + 2 * DAY):
-        window = Window(START, START + 10 * DAY)
-        mine = memory.read(window, as_of=as_of, schema=schema)
-        assert mine.equals(files.read(window, as_of=as_of, schema=schema))
+        for as_of in (None, START, START + 2 * DAY):
+            for days in (None, (0, 10), (1, 2)):
+                window = days and Window(START + days[0] * DAY, START + days[1] * DAY)
+                mine = memory.read(window, as_of=as_of, schema=schema)
+                assert mine.equals(files.read(window, as_of=as_of, schema=schema))
 
 
 def test_a_label_without_a_time_of_arrival_is_refused():

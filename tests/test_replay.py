@@ -306,6 +306,12 @@ def test_a_blend_is_made_once_for_all_policies_and_paid_once_by_each():
     assert calls == [(4, True), (4, False)]
 
 
+def test_what_a_replay_took_is_told_by_part_with_each_fit_once(result, by_name):
+    cost = result.cost
+    assert min(cost.fits, cost.scores, cost.maps, cost.rest) > 0
+    assert cost.fits > by_name["every:1"].cpu_seconds
+
+
 def test_what_a_policy_comes_to_does_not_depend_on_the_others(trees, by_name):
     again = replayed(stream(), project=trees, policies=("homeostat",))
     alone = again.rows[0]

@@ -126,20 +126,20 @@ class ScriptTrainer:
             # Nothing serves yet, so that a wrong name costs least; later on the monitor tells.
             levels.check(schema.features, self._segments)
         fitted = self.fitted(rows, schema, cutoff=cutoff, trial=trial)
-        return self.candidate(fitted, rows, schema, cutoff=cutoff, as_of=as_of, parent=parent)
+        name = frame_hash(rows, schema)
+        return self.candidate(fitted, rows, name, cutoff=cutoff, as_of=as_of, parent=parent)
 
     def candidate(
         self,
         fitted: Fitted,
         rows: pa.Table,
-        schema: Schema,
+        frame: str,
         *,
         cutoff: datetime,
         as_of: datetime,
         parent: str | None,
     ) -> Candidate:
-        """What `fitted` gave of these rows, with the hash of the frame."""
-        rows = ordered(rows)
+        """What `fitted` gave of these rows, in their order; `frame` is their hash."""
         return Candidate(
             kind="first" if parent is None else "retrain",
             parent=parent,
@@ -149,7 +149,7 @@ class ScriptTrainer:
                 start=rows.column("occurred_at")[0].as_py(),
                 cutoff=cutoff,
                 as_of=as_of,
-                sha256=frame_hash(rows, schema),
+                sha256=frame,
             ),
             seconds=fitted.seconds,
             params=fitted.params,

@@ -107,8 +107,10 @@ class Shared:
         frame = self.fits.frame(rows)
         if frame not in self.candidates:
             trial = self.fits.trial(frame, lambda path: self._trial(rows, cutoff, path))
+            # The key stands for the hash of every cell, which takes longer than many a fit.
+            name, rows = frame.hex(), ordered(rows)
             made = self.trainer.candidate(
-                trial.whole, rows, self.schema, cutoff=cutoff, as_of=as_of, parent=None
+                trial.whole, rows, name, cutoff=cutoff, as_of=as_of, parent=None
             )
             self.candidates[frame] = made, trial
         candidate, trial = self.candidates[frame]

@@ -71,10 +71,10 @@ class Curve:
 class Cost:
     """CPU seconds of a replay, all processes that fitted and the one that led."""
 
-    fits: float  # of the user's `fit` and what a release takes from it
-    scores: float  # of answering rows in the children of the matrix
-    maps: float  # of calibrators there
-    rest: float  # of the leading process: the loop with its looks, and all else
+    fits: float  # of the user's `fit`, each frame once, and of making and asking candidates
+    scores: float  # of answering rows
+    maps: float  # of the calibrators of schedules and oracle
+    rest: float  # of the leading process: the loops with their looks, and all else
 
 
 @dataclass(frozen=True)
