@@ -154,6 +154,24 @@ def test_the_newest_models_are_kept_and_the_new_one_is_last(keep):
     assert found.left_out == ()
 
 
+@pytest.mark.parametrize("keep", range(1, 6))
+def test_a_model_that_stands_for_its_refit_weighs_as_both_will(keep):
+    old, new, refit = [classifier(seed) for seed in range(3)], classifier(9), classifier(10)
+    judged = joined(elder(*old), new, keep, "binary", twice=True)
+    both = Elder(judged.model, b"", (*judged.older, rows_of(9)))
+    released = pickle.loads(joined(both, refit, keep, "binary").model)
+    made = pickle.loads(judged.model)
+    if keep < 3:
+        assert judged.model == new
+        return
+    assert (*made.members, refit) == released.members
+    weights = np.append(np.ones(len(made.members) - 1), 2)
+    logits = [special.logit(e.predict_proba(FRAME)[:, 1]) for e in made.estimators]
+    wanted = special.expit(np.average(logits, axis=0, weights=weights))
+    assert made.predict_proba(FRAME)[:, 1] == pytest.approx(wanted, rel=1e-6)
+    assert len(released.members) == min(keep, 5)
+
+
 def test_a_model_of_other_classes_is_left_out_and_an_older_one_takes_its_place():
     old = classifier(0), classifier(1, (0, 1, 2)), classifier(2)
     found = joined(elder(*old), classifier(9), 3, "binary")
@@ -268,7 +286,7 @@ def test_the_next_one_keeps_the_newest_of_them(promoted):
     assert outcome.promoted
     assert second.members[:2] == first.members[1:]
     assert len(second.members) == 4
-    assert "the blend of 4 models" in outcome.verdict.reason
+    assert "the blend of 3 models" in outcome.verdict.reason  # the newest stands for two
 
 
 def test_the_reference_and_the_golden_rows_are_the_blends_own_answers(promoted):

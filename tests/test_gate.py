@@ -195,9 +195,9 @@ def test_a_look_at_a_stricter_level_asks_for_more_and_so_does_a_choice_among_cha
     refused = rule_on(champion, challenger, level=p * 0.99)
     assert not refused.promote
     assert f"{100 - 99 * p:.4g}% bound" in refused.reason
-    two = rule_on(champion, challenger, level=p * 1.99, chosen_of=2)
+    two = rule_on(champion, challenger, level=p * 1.99, share=0.5)
     assert (two.promote, two.p_value, two.level) == (False, 2 * p, p * 1.99)
-    assert rule_on(champion, challenger, level=p * 2.01, chosen_of=2).promote
+    assert rule_on(champion, challenger, level=p * 2.01, share=0.5).promote
     assert not rule_on(champion, challenger, level=0.0).promote
 
 

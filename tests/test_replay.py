@@ -290,7 +290,7 @@ def test_a_blend_is_made_once_for_all_policies_and_paid_once_by_each():
     elder = Elder(b"old", b"", (replace(rows, sha256="1" * 64),))
     calls = []
 
-    def finished(candidate, _rows, older, *, keep, trial):
+    def finished(candidate, _rows, older, *, keep, trial, twice):
         calls.append((keep, trial))
         return replace(candidate, members=(*older.members, rows))
 

@@ -33,21 +33,23 @@ class Blend:
 
     Of classes, P(c) = exp(m_c) / Σ exp(m_k) with m_c = mean over the members of ln max(p(c), 1e-6),
     which for two classes is the mean of logits; every member has the same `classes_`. Of numbers,
-    the mean of what the members predict. Genest and Zidek (1986), Combining probability
-    distributions: a critique and an annotated bibliography, Statistical Science 1:1.
+    the mean of what the members predict. With `twice` the newest member counts two times. Genest
+    and Zidek (1986), Combining probability distributions: a critique and an annotated bibliography,
+    Statistical Science 1:1.
 
     `members` are pickled, oldest first, and each is read when it is first asked.
     """
 
-    def __init__(self, members: tuple[bytes, ...], task: Task) -> None:
+    def __init__(self, members: tuple[bytes, ...], task: Task, *, twice: bool = False) -> None:
         self.members = members
         self.task = task
+        self.twice = twice
 
-    def __getstate__(self) -> tuple[tuple[bytes, ...], Task]:
-        return self.members, self.task
+    def __getstate__(self) -> tuple[tuple[bytes, ...], Task, bool]:
+        return self.members, self.task, self.twice
 
-    def __setstate__(self, state: tuple[tuple[bytes, ...], Task]) -> None:
-        self.members, self.task = state
+    def __setstate__(self, state: tuple[tuple[bytes, ...], Task, bool]) -> None:
+        self.members, self.task, self.twice = state
 
     @cached_property
     def estimators(self) -> tuple[Any, ...]:
@@ -74,12 +76,15 @@ class Blend:
             return np.asarray(np.stack([each.reshape(len(frame)) for each in found]).mean(axis=0))
 
     def _each(self, frame: Any, ask: Callable[[Any, Any], Any]) -> list[Floats]:
-        """What each member says of rows of its own, since it may write into them."""
+        """What each member says of rows of its own, since it may write into them; in the end
+        the newest once more where it counts twice.
+        """
         rows = (frame.copy(deep=False) if hasattr(frame, "iloc") else frame for _ in self.members)
-        return [
+        found = [
             np.asarray(ask(member, own), dtype=float)
             for member, own in zip(self.estimators, rows, strict=True)
         ]
+        return [*found, found[-1]] if self.twice else found
 
 
 def pooled(shares: Floats) -> Floats:
@@ -126,9 +131,12 @@ class Joined:
     left_out: tuple[str, ...]  # why others are not
 
 
-def joined(elder: Elder | None, new: bytes, keep: int, task: Task) -> Joined:
+def joined(
+    elder: Elder | None, new: bytes, keep: int, task: Task, *, twice: bool = False
+) -> Joined:
     """The newest `keep` of the elder's models and of `new`, which is the newest.
 
+    With `twice` that one counts as two of them: it stands for a model that is yet to be fitted.
     A model with other classes than that, or one that cannot be read, is left out. All bytes must
     have been verified.
     """
@@ -141,7 +149,7 @@ def joined(elder: Elder | None, new: bytes, keep: int, task: Task) -> Joined:
     kept: list[tuple[bytes, TrainingRows]] = []
     left_out: list[str] = []
     for member, rows in zip(reversed(held), reversed(elder.members), strict=True):
-        if len(kept) == keep - 1:
+        if len(kept) >= keep - (2 if twice else 1):
             break
         why = _unfit(member, newest, task)
         if why:
@@ -150,7 +158,7 @@ def joined(elder: Elder | None, new: bytes, keep: int, task: Task) -> Joined:
             kept.insert(0, (member, rows))
     if not kept:
         return Joined(new, (), tuple(left_out))
-    blend = Blend((*(member for member, _ in kept), new), task)
+    blend = Blend((*(member for member, _ in kept), new), task, twice=twice)
     older = tuple(rows for _, rows in kept)
     return Joined(pickle.dumps(blend, protocol=5), older, tuple(left_out))
 

@@ -29,6 +29,9 @@ from homeostat.stores import Stores
 from homeostat.unseen import JUDGED, judged
 
 MILLISECOND = timedelta(milliseconds=1)
+USUAL = 0.75  # part of the level at which the usual challenger is tested, where others stand by
+    0.75  # part of a look's level at which the usual challenger is tested, where others stand by
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +254,12 @@ class Challenge(Stores):
         """Its blend and itself, or itself where no other model can join it."""
         keep = self.settings.training.blend
         candidate = self.trainer.finished(
-            alone.candidate, parts.training, elder, keep=keep, trial=True
+            alone.candidate,
+            parts.training,
+            elder,
+            keep=keep,
+            trial=True,
+            twice=self.settings.training.refit,  # as in the release, which holds its refit, too
         )
         if len(candidate.members) == 1:
             return [replace(alone, candidate=candidate)]
@@ -296,7 +304,7 @@ class Challenge(Stores):
             classes=None if numbers else len(parts.fresh.column("label").unique()),
             parts=slices.parts(parts.fresh, own.features, self.settings.gate),
             level=wealth.level(self.audit.past().looks, now, self.settings.gate),
-            chosen_of=len(made),
+            share=_share(best, made),
         )
         verdict = replace(verdict, mapped=self._by_maps)
         if len(made) > 1:
@@ -366,3 +374,12 @@ class Challenge(Stores):
             gate=self.settings.gate,
             training=self.settings.training,
         )
+
+
+def _share(best: _Challenger, made: list[_Challenger]) -> float:
+    """The part of the look's level at which the one that was taken is tested, so that all of them
+    together stay within it.
+    """
+    if len(made) == 1:
+        return 1.0
+    return USUAL if best is made[0] else (1 - USUAL) / (len(made) - 1)

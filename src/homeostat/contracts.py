@@ -213,10 +213,13 @@ class Trainer(Protocol):
         *,
         keep: int = 1,
         trial: bool = False,
+        twice: bool = False,
     ) -> Candidate:
         """A candidate that a trial of these rows gave, as it is judged or released: blended with
-        the newest models of `elder` to `keep` in all, and with the objects of the result, those of
-        a release unless it is a `trial`. Raises `TrainingError` or `EngineError`.
+        the newest models of `elder` to `keep` in all, of which it counts as two with `twice`, and
+        with the objects of the result, those of a release unless it is a `trial`.
+
+        Raises `TrainingError` or `EngineError`.
         """
         ...
 

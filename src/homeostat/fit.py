@@ -70,15 +70,22 @@ def fit(job: Job, rows: pa.Table, schema: Schema) -> Fitted:
 
 
 def finish(
-    job: Job, rows: pa.Table, schema: Schema, model: bytes, *, elder: Elder | None, keep: int
+    job: Job,
+    rows: pa.Table,
+    schema: Schema,
+    model: bytes,
+    *,
+    elder: Elder | None,
+    keep: int,
+    twice: bool,
 ) -> tuple[dict[str, bytes], Joined]:
-    """The objects of a model, blended with the newest of the elder's to `keep` in all.
+    """The objects of a model, blended with the newest of the elder's as `joined` has it.
 
     The bytes of both were verified, or come from such a child; `rows` are those that `model` was
     fitted on. Raises TrainingError as `fit` does.
     """
     with _captured(), own_version():
-        found = joined(elder, model, keep, schema.target.task)
+        found = joined(elder, model, keep, schema.target.task, twice=twice)
         objects = made(Scorer(_read_back(found.model), schema), rows, job)
     return {"model": found.model, **objects}, found
 

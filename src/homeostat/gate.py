@@ -49,7 +49,7 @@ def judge(
     classes: int | None = None,
     parts: Sequence[Part] = (),
     level: float | None = None,
-    chosen_of: int = 1,
+    share: float = 1.0,
 ) -> Verdict:
     """Whether the challenger replaces the champion.
 
@@ -58,8 +58,8 @@ def judge(
     time are taken as alike. With d = challenger − champion, the challenger is promoted when the
     mean of d is negative and its one-sided upper bound lies no higher than `gate.delta` times the
     champion's mean loss, unless it is worse in one of `parts`, as `slices.compared` tells. The
-    bound's confidence is 1 − `level` / `chosen_of`: `level` is 1 − `gate.confidence` if not given,
-    and `chosen_of` counts the challengers of which this one did best on these rows (Bonferroni).
+    bound's confidence is 1 − `share` · `level`: `level` is 1 − `gate.confidence` if not given, and
+    `share` the part of it that this one has of several challengers (weighted Bonferroni).
     `classes` is how many distinct labels the rows have, None in a regression. With the metric
     `rmse` the test is on squared errors: `champion` and `challenger` of the verdict are roots,
     `difference`, `low` and `high` are squared units.
@@ -81,9 +81,9 @@ def judge(
         return replace(verdict, reason=f"{few} The champion stays.")
     level = 1 - gate.confidence if level is None else level
     allowed = gate.delta * _mean(old)
-    p_value = min(1.0, chosen_of * replace(paired, mean=allowed - paired.mean).p_greater())
+    p_value = min(1.0, replace(paired, mean=allowed - paired.mean).p_greater() / share)
     verdict = replace(verdict, p_value=p_value, level=level)
-    verdict = _ruled(verdict, paired, allowed, level / chosen_of, TIE * abs(_mean(old)))
+    verdict = _ruled(verdict, paired, allowed, share * level, TIE * abs(_mean(old)))
     return _sliced(verdict, compared(parts, old, new, keys, gate))
 
 

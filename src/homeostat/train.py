@@ -173,9 +173,11 @@ class ScriptTrainer:
         *,
         keep: int = 1,
         trial: bool = False,
+        twice: bool = False,
     ) -> Candidate:
         """The candidate, blended with the newest models of `elder` to `keep` in all, and with the
-        objects that belong to the result; `rows` are those that it was fitted on.
+        objects that belong to the result; `rows` are those that it was fitted on. With `twice` it
+        counts as two.
 
         The elder's bytes must have been verified: the child unpickles them. Models that cannot
         join are left out, and why stands in `left_out`. Raises TrainingError or EngineError.
@@ -191,6 +193,7 @@ class ScriptTrainer:
             held["model"],
             elder=None if why else elder,
             keep=keep,
+            twice=twice,
         )
         left_out = (*candidate.left_out, *((why,) if why else found.left_out))
         members = (*found.older, *(candidate.members or (candidate.training,)))

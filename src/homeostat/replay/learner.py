@@ -124,14 +124,23 @@ class Shared:
         return Trial.kept(fitted, model, self.engine.seconds)
 
     def finished(
-        self, candidate: Candidate, rows: pa.Table, elder: Elder | None, *, keep: int, trial: bool
+        self,
+        candidate: Candidate,
+        rows: pa.Table,
+        elder: Elder | None,
+        *,
+        keep: int,
+        trial: bool,
+        twice: bool = False,
     ) -> tuple[Candidate, float]:
         """The candidate as `Trainer.finished` makes it, and the CPU seconds of that."""
         old = (_digest(elder.model), elder.members) if elder else None
         model = candidate.objects["model"]
-        key = _digest(model), candidate.training, old, keep, trial
+        key = _digest(model), candidate.training, old, keep, trial, twice
         if key not in self.blends:
-            made = self.trainer.finished(candidate, rows, elder, keep=keep, trial=trial)
+            made = self.trainer.finished(
+                candidate, rows, elder, keep=keep, trial=trial, twice=twice
+            )
             self.blends[key] = made, self.engine.seconds
         made, seconds = self.blends[key]
         own = replace(made, kind=candidate.kind, parent=candidate.parent)
@@ -248,8 +257,11 @@ class PolicyTrainer:
         *,
         keep: int = 1,
         trial: bool = False,
+        twice: bool = False,
     ) -> Candidate:
-        made, seconds = self._shared.finished(candidate, rows, elder, keep=keep, trial=trial)
+        made, seconds = self._shared.finished(
+            candidate, rows, elder, keep=keep, trial=trial, twice=twice
+        )
         self._pay((made.members, trial), seconds)
         return made
 
