@@ -30,8 +30,6 @@ from homeostat.unseen import JUDGED, judged
 
 MILLISECOND = timedelta(milliseconds=1)
 USUAL = 0.75  # part of the level at which the usual challenger is tested, where others stand by
-    0.75  # part of a look's level at which the usual challenger is tested, where others stand by
-)
 
 
 @dataclass(frozen=True, slots=True)
