@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pandas as pd
 import pytest
+from scipy import special
 from sklearn.metrics import log_loss
 
 from homeostat import build, flights, project
@@ -145,9 +146,13 @@ def said(here: Project, *command: str) -> Any:
 
 
 def loss(here: Project, release: str, rows: pd.DataFrame) -> float:
-    """Log loss of one release on journalled rows, by the model's own probabilities."""
-    model = pickle.loads(here.releases.object(here.releases.get(release), "model"))
+    """Log loss of one release on journalled rows, by its model and the map over it."""
+    found = here.releases.get(release)
+    model = pickle.loads(here.releases.object(found, "model"))
     likely = model.predict_proba(rows[flights.FEATURES])[:, 1]
+    if "calibrator" in found.manifest["objects"]:
+        told = json.loads(here.releases.object(found, "calibrator"))
+        likely = special.expit(told["scale"] * special.logit(likely) + told["shift"][0])
     return float(log_loss(rows["label"].astype(int), likely))
 
 

@@ -484,7 +484,7 @@ def test_within_the_cool_down_the_loop_does_not_train_of_its_own_accord(
     with turning(root, engine, 48, decide=NO_MAPS) as loop:
         outcome = loop.step()
         assert (outcome.evidence.state, outcome.decision.trigger) == (State.DRIFT, "cooldown")
-    with turning(root, engine, 49) as loop:
+    with turning(root, engine, 49, decide={"budget": None, **NO_MAPS}) as loop:
         assert loop.step().promoted
 
 
@@ -553,7 +553,9 @@ def test_a_look_that_fails_is_never_stable_keeps_the_drift_flag_and_trains_nothi
 def test_people_are_told_of_each_change_once_however_often_the_loop_turns(drifted, fresh, engine):
     root, heard = fresh(drifted), Heard()
     rewrite(root, TRAIN.replace("def fit", "1 / 0\ndef fit"))
-    with turning(root, engine, DRIFTED, decide={"cooldown": "0d", **NO_MAPS}) as untold:
+    with turning(
+        root, engine, DRIFTED, decide={"cooldown": "0d", "budget": None, **NO_MAPS}
+    ) as untold:
         loop = replace(untold, alerts=heard)
         loop.step()
         loop.step()

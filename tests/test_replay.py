@@ -71,6 +71,8 @@ min_rows = 100
 [gate]
 min_rows = 50
 [decide]
+growth = 0.1
+budget = "none"
 recalibrate = false
 """
 ROW = [
@@ -294,7 +296,9 @@ def test_a_blend_is_made_once_for_all_policies_and_paid_once_by_each():
         calls.append((keep, trial))
         return replace(candidate, members=(*older.members, rows))
 
-    shared = Shared(SimpleNamespace(finished=finished), SimpleNamespace(seconds=2.0), schema=None)
+    shared = Shared(
+        SimpleNamespace(finished=finished), SimpleNamespace(seconds=2.0), schema=None, fits=None
+    )
     for parent in ("a", "b"):
         trainer, mine = PolicyTrainer(shared, None), replace(one, parent=parent)
         for _ in range(2):
