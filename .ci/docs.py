@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from homeostat.cli import app
-from homeostat.settings import Key, Settings
+from homeostat.listening import Key
+from homeostat.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {

@@ -11,7 +11,7 @@ from loop_fixtures import InProcess, project
 from serving_fixtures import ROW, objects, promote, serving, until
 
 from homeostat import build, files, settings
-from homeostat.notes import Note, Notes
+from homeostat.notes import Note, requests
 from homeostat.release import FileReleases
 from homeostat.web import admin
 
@@ -43,7 +43,7 @@ def root(tmp_path):
 
 
 def notes(root):
-    return Notes(root / ".homeostat" / "requests")
+    return requests(root / ".homeostat")
 
 
 @pytest.fixture

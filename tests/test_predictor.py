@@ -11,11 +11,11 @@ from serving_fixtures import AT, ROW, estimator, objects, promote, training_fram
 
 from homeostat.errors import ConflictError, JournalError, RowError, UnavailableError
 from homeostat.journal import FileJournal
+from homeostat.listening import Serving
 from homeostat.predictor import Predictor
 from homeostat.records import Window
 from homeostat.release import FileReleases
 from homeostat.scoring import Calibrator
-from homeostat.settings import Serving
 from homeostat.testing import FakeClock
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from homeostat import decode
 from homeostat.errors import ConflictError, RowError
+from homeostat.listening import Serving
 from homeostat.reader import Reader, new_id
 from homeostat.schema import Feature, Schema, Target
-from homeostat.settings import Serving
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 SERVING = Serving(max_rows=3, max_skew=timedelta(hours=1))

@@ -20,9 +20,9 @@ from serving_fixtures import AT, objects, promote
 
 from homeostat.errors import ConflictError
 from homeostat.journal import FileJournal
+from homeostat.listening import Serving
 from homeostat.predictor import Predictor
 from homeostat.release import FileReleases
-from homeostat.settings import Serving
 from homeostat.testing import FakeClock
 
 HOUR = timedelta(hours=1)

@@ -20,11 +20,11 @@ from homeostat.champion import Champion
 from homeostat.decode import Batch
 from homeostat.entries import Entry
 from homeostat.errors import RowError, SchemaError
+from homeostat.listening import Serving
 from homeostat.reader import Reader
 from homeostat.records import Json
 from homeostat.schema import Target
 from homeostat.scoring import told
-from homeostat.settings import Serving
 
 Answer: TypeAlias = dict[str, Json]
 Answered: TypeAlias = tuple[Entry, list[Answer]]

@@ -17,13 +17,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from homeostat import files
 from homeostat.contracts import Audit
 from homeostat.errors import AuditError, cause
 from homeostat.past import Past, past
-from homeostat.records import Candidate, Evidence, Json, utc
+from homeostat.records import Candidate, Evidence, Interval, Json, Performance, utc
 
 GENESIS = "0" * 64
 """What the first line names as the hash of the line before it."""
@@ -93,12 +93,28 @@ def looked(evidence: Evidence) -> dict[str, Json]:
         "window": jsonable(evidence.window),
         "history": evidence.history,
         **({"staleness": jsonable(evidence.staleness)} if evidence.staleness else {}),
+        **({"performance": _performed(evidence.performance)} if evidence.performance else {}),
         "drifted": [column.column for column in evidence.columns if column.drifted],
         "distances": {
             column.column: [_short(column.distance), _short(column.threshold)]
             for column in evidence.columns
         },
     }
+
+
+FIGURES = ("realised", "estimated", "baseline", "first_release")
+"""Intervals of the performance that the chain keeps, each as [value, low, high, rows]."""
+
+
+def _performed(told: Performance) -> dict[str, Json]:
+    found: dict[str, Json] = {"metric": told.metric, "lag_days": told.lag_days}
+    found["greater_is_better"] = told.greater_is_better
+    for name in FIGURES:
+        one: Interval | None = getattr(told, name)
+        if one is not None:
+            ends = [None if end is None else _short(end) for end in (one.low, one.high)]
+            found[name] = [_short(one.value), *ends, one.rows]
+    return found
 
 
 def _short(number: float) -> float:
@@ -133,13 +149,80 @@ def _hash(line: Mapping[str, Json]) -> str:
     return hashlib.sha256(canonical(rest)).hexdigest()
 
 
+Line: TypeAlias = Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a chain was read; the default is before its first line."""
+
+    mark: tuple[int, int, int] = (0, 0, 0)  # inode, bytes, modification time of the file
+    whole: int = 0  # bytes up to the end of the last complete line
+    count: int = 0  # lines up to there
+    hash: str = GENESIS  # of the last of them
+
+
+def since(file: Path, place: Place) -> tuple[Place, list[Line], bool]:
+    """The lines that came after `place`, the new place, and whether all before still stands.
+
+    Where the file was replaced, cut or rewritten the last is False and all lines are given. Costs
+    one `stat` where nothing changed. Raises AuditError for what is no chain or cannot be read.
+    """
+    try:
+        state = file.stat()
+        mark = (state.st_ino, state.st_size, state.st_mtime_ns)
+        if mark == place.mark:
+            return place, [], True
+        if place.count and mark[0] == place.mark[0] and mark[1] > place.whole:
+            with file.open("rb") as opened:
+                opened.seek(place.whole)
+                lines, read = _parsed(file, opened.read(), place.count)
+            if not lines or lines[0]["previous"] == place.hash:
+                return _placed(mark, place, lines, read), lines, True
+        lines, read = _parsed(file, file.read_bytes(), 0)
+    except FileNotFoundError:
+        return Place(), [], not place.count
+    except OSError as error:
+        raise AuditError(f"the audit chain {file} cannot be read: {error.strerror}.") from error
+    return _placed(mark, Place(), lines, read), lines, not place.count
+
+
+def _placed(mark: tuple[int, int, int], before: Place, lines: Sequence[Line], read: int) -> Place:
+    last = lines[-1]["hash"] if lines else before.hash
+    return Place(mark, before.whole + read, before.count + len(lines), last)
+
+
+def _parsed(file: Path, content: bytes, before: int) -> tuple[list[Line], int]:
+    """The complete lines of `content`, which follow `before` others, and their bytes."""
+    whole = content.rfind(b"\n") + 1
+    lines: list[Line] = []
+    for number, text in enumerate(content[:whole].splitlines(), start=before + 1):
+        line: Json = None
+        same = False
+        with suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            same = canonical(line) == text
+        if not isinstance(line, dict) or sorted(line) != sorted(_FIELDS):
+            raise _broken(file, number, "is not a line of an audit chain")
+        if not same:
+            raise _broken(file, number, "was altered: it is not in canonical form")
+        lines.append(line)
+    return lines, whole
+
+
+def _broken(file: Path, number: int, what: str) -> AuditError:
+    return AuditError(
+        f"{file}, line {number}, {what}.",
+        hint="Restore the file from a copy; a chain is never mended by hand.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Read:
     """What the file held when it was last read."""
 
-    mark: tuple[int, int, int]  # inode, bytes, modification time
-    whole: int  # bytes up to the end of the last complete line
-    lines: tuple[Mapping[str, Json], ...]
+    place: Place
+    lines: tuple[Line, ...]
 
 
 class ChainAudit:
@@ -158,14 +241,15 @@ class ChainAudit:
         """Append one line; it is on disk when this returns. Raises AuditError otherwise."""
         plain = jsonable(body)
         read = self._load()
-        lines, text = list(read.lines), b""
+        lines, text, whole = list(read.lines), b"", read.place.whole
         try:
-            torn = self._file.stat().st_size - read.whole if self._file.exists() else 0
+            torn = self._file.stat().st_size - whole if self._file.exists() else 0
             if torn:
                 text += _append(lines, "repaired", at, {"bytes": torn})
             text += _append(lines, kind, at, plain)
-            self._extend(read.whole, text)
-            self._read = _Read(self._mark(), read.whole + len(text), tuple(lines))
+            self._extend(whole, text)
+            place = Place(self._mark(), whole + len(text), len(lines), lines[-1]["hash"])
+            self._read = _Read(place, tuple(lines))
         except OSError as error:
             raise AuditError(
                 f"the audit chain {self._file} cannot be written: {error.strerror}.",
@@ -190,7 +274,7 @@ class ChainAudit:
             files.sync(self._file.parent)
 
     def lines(self) -> Sequence[Mapping[str, Json]]:
-        """All complete lines, oldest first; read again only when the file changed."""
+        """All complete lines, oldest first; what came since is read, and no more."""
         return self._load().lines
 
     def past(self) -> Past:
@@ -209,52 +293,27 @@ class ChainAudit:
         lines = self.lines()
         for number, line in enumerate(lines, start=1):
             if line["hash"] != _hash(line):
-                raise self._broken(number, "was altered: its hash is not that of its content")
+                what = "was altered: its hash is not that of its content"
+                raise _broken(self._file, number, what)
             if line["seq"] != number or line["previous"] != previous:
-                raise self._broken(
-                    number, f"says it is line {line['seq']}: a line was removed, inserted or moved"
-                )
+                what = f"says it is line {line['seq']}: a line was removed, inserted or moved"
+                raise _broken(self._file, number, what)
             previous = line["hash"]
         return len(lines)
 
     def _load(self) -> _Read:
-        try:
-            mark = self._mark()
-            if self._read is None or self._read.mark != mark:
-                self._read = self._parse(mark, self._file.read_bytes())
-        except FileNotFoundError:
-            return _Read((0, 0, 0), 0, ())
-        except OSError as error:
-            raise AuditError(
-                f"the audit chain {self._file} cannot be read: {error.strerror}."
-            ) from error
-        return self._read
+        """Whole in a local value: a reader of another thread may set the attribute meanwhile."""
+        known = self._read or _Read(Place(), ())
+        place, lines, continued = since(self._file, known.place)
+        if continued and not lines and place == known.place:
+            return known
+        read = _Read(place, (*known.lines, *lines) if continued else tuple(lines))
+        self._read = read
+        return read
 
     def _mark(self) -> tuple[int, int, int]:
         state = self._file.stat()
         return state.st_ino, state.st_size, state.st_mtime_ns
-
-    def _parse(self, mark: tuple[int, int, int], content: bytes) -> _Read:
-        whole = content.rfind(b"\n") + 1
-        lines = []
-        for number, text in enumerate(content[:whole].splitlines(), start=1):
-            line: Json = None
-            same = False
-            with suppress(ValueError, RecursionError):
-                line = json.loads(text)
-                same = canonical(line) == text
-            if not isinstance(line, dict) or sorted(line) != sorted(_FIELDS):
-                raise self._broken(number, "is not a line of an audit chain")
-            if not same:
-                raise self._broken(number, "was altered: it is not in canonical form")
-            lines.append(line)
-        return _Read(mark, whole, tuple(lines))
-
-    def _broken(self, number: int, what: str) -> AuditError:
-        return AuditError(
-            f"{self._file}, line {number}, {what}.",
-            hint="Restore the file from a copy; a chain is never mended by hand.",
-        )
 
 
 def _append(

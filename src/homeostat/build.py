@@ -26,7 +26,7 @@ from homeostat.engines.local import LocalEngine
 from homeostat.errors import HomeostatError, ProjectError
 from homeostat.journal import FileJournal
 from homeostat.loop import Loop
-from homeostat.notes import Notes
+from homeostat.notes import requests
 from homeostat.predictor import Predictor
 from homeostat.report import FileReporter
 from homeostat.settings import Settings
@@ -102,7 +102,7 @@ class Project:
         with ExitStack() as stack:
             stack.enter_context(self.locked())
             rooms = self._rooms(stack, clock or WallClock(), watch)
-            notes = Notes(self.settings.path(".homeostat", "requests"))
+            notes = requests(self.settings.path(".homeostat"))
             found = notes.found()
             rooms.recover([*found.values()])
             notes.clear([*found])
@@ -168,6 +168,7 @@ class Project:
             report=reports / "drift_report.html",
             kept=Kept(self.journal, chosen.path(".homeostat", "profiles")),
             engine=fits,
+            beside=True,
         )
 
 

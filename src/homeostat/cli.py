@@ -195,6 +195,8 @@ def rollback(
 
 
 app.command()(verbs.approve)
+app.command()(verbs.pin)
+app.command()(verbs.unpin)
 
 
 @app.command()

@@ -35,8 +35,8 @@ def decide(evidence: Evidence, past: Past, now: datetime, rule: Decide) -> Decis
     A failed look or too few rows hold; a champion that probation found worse is rolled back;
     broken data calls a human; harm, drift, growth, staleness, age and the schedule retrain, unless
     cool-down, budget or earlier refusals bid to wait. Where harm is shown, or nothing else is to be
-    done, and there are rows to judge it by, a recalibration comes first. Under the mode `observe`
-    nothing is ever done.
+    done, and there are rows to judge it by, a recalibration comes first. A pinned champion stays.
+    Under the mode `observe` nothing is ever done.
     """
     wanted = _wanted(evidence, past, rule)
     if wanted.trigger == "none":
@@ -51,12 +51,24 @@ def decide(evidence: Evidence, past: Past, now: datetime, rule: Decide) -> Decis
         wanted = _allowed(wanted, past, now, rule)
     if _cheaper(wanted, evidence, past, rule):
         wanted = _recalibrated(wanted, evidence)
+    wanted = stayed(wanted, past)
     does = wanted.action in (Action.RETRAIN, Action.RECALIBRATE, Action.ROLL_BACK)
     if does and rule.mode == "observe":
         what = wanted.action.value.replace("_", " ")
         reason = f"Would {what} ({wanted.trigger}), but decide.mode is observe: {wanted.reason}"
         return replace(wanted, action=Action.HOLD, trigger="observe", reason=reason)
     return wanted
+
+
+def stayed(wanted: Decision, past: Past) -> Decision:
+    """`wanted`, or to hold where it would change or train what is pinned."""
+    acts = wanted.action in (Action.RETRAIN, Action.RECALIBRATE, Action.ROLL_BACK)
+    if past.pinned is None or not acts:
+        return wanted
+    what = wanted.action.value.replace("_", " ")
+    by = past.pinned or "someone"
+    reason = f"Would {what} ({wanted.trigger}), but {by} pinned the champion: {wanted.reason}"
+    return replace(wanted, action=Action.HOLD, trigger="pinned", reason=reason)
 
 
 def asked(evidence: Evidence | None, champion: str, *, force: bool = False) -> Decision:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from homeostat import approval, blocks, gate, lineage, probation, quarantine, remedy
+from homeostat import approval, blocks, frozen, gate, lineage, probation, quarantine, remedy
 from homeostat.alerts import tell
 from homeostat.audit import attempted, fitted, jsonable, looked
 from homeostat.challenge import Challenge, Challenged
@@ -32,7 +32,7 @@ from homeostat.contracts import (
     Trainer,
     Watcher,
 )
-from homeostat.decide import after_training, asked
+from homeostat.decide import after_training, asked, stayed
 from homeostat.errors import ReleaseError, cause
 from homeostat.holdout import before
 from homeostat.monitor import Journalled, Subject, examine, failed
@@ -74,6 +74,7 @@ class Loop:
     kept: blocks.Kept | None = None  # profiles of days; None: every look counts all rows
     gated: bool = True  # False: whatever was trained on all rows is promoted, unjudged
     engine: Engine | None = None  # where the monitor's twins are fitted; None: they are not
+    beside: bool = False  # each look tells what the first release would have come to
     _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
 
     # --- turns ---
@@ -97,7 +98,7 @@ class Loop:
     def retrain(self, now: datetime | None = None, *, force: bool = False) -> Outcome:
         """Act on the last status, as `src/training/retrain.py` does; `force` needs no drift."""
         evidence = self.reporter.last()
-        decision = asked(evidence, self._champion().id, force=force)
+        decision = stayed(asked(evidence, self._champion().id, force=force), self.audit.past())
         return self._act(decision, evidence, now or self.clock.now())
 
     def train(self, now: datetime | None = None) -> Outcome:
@@ -110,12 +111,18 @@ class Loop:
         decision = Decision(Action.RETRAIN, "first", "There was no champion yet.")
         return self._done(Outcome(now, decision, None, verdict, release.id, promoted=True), began)
 
-    def roll_back(self, to: str | None = None, now: datetime | None = None) -> Outcome:
-        """Make an earlier release (by default the predecessor) the champion again."""
+    def roll_back(
+        self, to: str | None = None, now: datetime | None = None, *, by: str = ""
+    ) -> Outcome:
+        """Make an earlier release (by default the predecessor) the champion again, pinned or not.
+
+        `by` says who asked.
+        """
         now, began = now or self.clock.now(), time.monotonic()
         old = self._champion()
         release = self.releases.roll_back(to)
-        self.audit.write("rolled_back", now, {"from": old.id, "release": release.id})
+        who = {"by": by} if by else {}
+        self.audit.write("rolled_back", now, {"from": old.id, "release": release.id, **who})
         self.copy()
         reason = f"Asked for: {release.short} serves again, in the place of {old.short}."
         decision = Decision(Action.ROLL_BACK, "asked", reason)
@@ -125,15 +132,30 @@ class Loop:
         """Promote a release that waits, by id or prefix; `by` says who asked.
 
         Raises ReleaseError for one that the gate refused, that does not wait, or that challenged
-        another champion than the present one.
+        another champion than the present one, and while the champion is pinned.
         """
         now, began = now or self.clock.now(), time.monotonic()
-        found = self.releases.get(release)
+        found, pinned = self.releases.get(release), self.audit.past().pinned
+        if pinned is not None:
+            raise ReleaseError("the champion is pinned.", hint="`homeostat unpin` lets it change.")
         approval.check(found, self.audit.lines())
         self.audit.write("approved", now, {"release": found.id, "by": by})
         self._serve(found, now, f"Approved by {by}.")
         decision = Decision(Action.ADOPT, "approved", f"{found.short} was approved by {by}.")
         return self._done(Outcome(now, decision, release=found.id, promoted=True), began)
+
+    def pin(self, by: str, now: datetime | None = None, *, pinned: bool = True) -> None:
+        """Keep the champion whatever comes, or with `pinned` False let it change again.
+
+        While it is pinned nothing is trained or promoted, nor does probation go back; a rollback
+        that is asked for moves it, and what serves then stays. Raises ReleaseError without a
+        champion, and where it is so already.
+        """
+        champion = self._champion()
+        if (self.audit.past().pinned is not None) == pinned:
+            raise ReleaseError(f"the champion is {'pinned already' if pinned else 'not pinned'}.")
+        told = {"release": champion.id, "by": by}
+        self.audit.write("pinned" if pinned else "unpinned", now or self.clock.now(), told)
 
     def adopt(self, candidate: Candidate, rows: pa.Table, now: datetime | None = None) -> Outcome:
         """The first release, of a model that was fitted elsewhere; `rows` become history.
@@ -192,6 +214,7 @@ class Loop:
                 kept=self.kept,
                 asked=Journalled.of(self.journal, now, self.settings, self.engine),
             )
+            evidence = self._beside(evidence, champion, now)
             evidence = quarantine.hold(self.audit, evidence, now)
             # Only the number is wanted, so no feature is read, and no more than a piece is held.
             bare = replace(subject.schema, features=())
@@ -210,6 +233,17 @@ class Loop:
             evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
         return evidence
+
+    def _beside(self, evidence: Evidence, champion: Release, now: datetime) -> Evidence:
+        """With the metric of the first release; without it, and why, where that fails."""
+        told = evidence.performance
+        if not self.beside or told is None:
+            return evidence
+        try:
+            told = frozen.beside(self._challenger, champion, told, evidence.window, now)
+        except Exception as error:  # noqa: BLE001 - it informs, and no verdict rests on it
+            self.audit.write("beside_failed", now, {"reason": cause(error)})
+        return replace(evidence, performance=told)
 
     def _subject(self, champion: Release) -> Subject:
         if champion.id not in self._subjects:

@@ -27,6 +27,9 @@ RECORD = "calibration_record"
 UNMAPPED = "none"
 """The name in that record of answers without a map."""
 
+PINS = frozenset({"pinned", "unpinned"})
+"""Kinds of line after which the champion stays whatever comes, or may change again."""
+
 PROBATION = "probation"
 """The kind of line that keeps a look of the probation; and who went back, in a line of kind
 `rolled_back`, where it was the loop itself."""
@@ -73,6 +76,7 @@ class Past:
     recorded_until: datetime | None = None  # end of the newest window in the record of maps
     maps: Mapping[str, float] = field(default_factory=dict)  # mean loss of each candidate of that
     # record less that of bare answers on the same rows; below 0: better
+    pinned: str | None = None  # who bade that the champion stay; None: nobody
 
 
 def past(lines: Sequence[Mapping[str, Json]]) -> Past:
@@ -98,6 +102,7 @@ def past(lines: Sequence[Mapping[str, Json]]) -> Past:
         recorded_until=walk.ends.get(RECORD),
         maps={name: total / rows for name, (total, rows) in walk.maps.items()},
         looks=gate_looks(lines),
+        pinned=walk.pinned,
     )
 
 
@@ -127,6 +132,7 @@ class _Walk:
     unpaid: int = 0
     _model: str = ""
     maps: dict[str, tuple[float, int]] = field(default_factory=dict)  # sum over rows, and rows
+    pinned: str | None = None
     _trigger: str = ""
     _map: str = ""
     _look: Mapping[str, Json] = field(default_factory=dict)
@@ -146,6 +152,8 @@ class _Walk:
             self._looked(body)
         elif kind == "decided":
             self._decided(body)
+        elif kind in PINS:
+            self.pinned = body["by"] if kind == "pinned" else None
         elif kind in MOVES and _trained(body):
             self.drifted.clear()  # the reference is another one
             self.refused.clear()

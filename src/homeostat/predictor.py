@@ -31,10 +31,10 @@ from homeostat.errors import (
     UnavailableError,
 )
 from homeostat.follow import Follower
+from homeostat.listening import Serving
 from homeostat.reader import new_id
 from homeostat.records import Json
 from homeostat.schema import RESERVED, Schema
-from homeostat.settings import Serving
 
 RECOVERY = timedelta(seconds=5)  # after which a journal that failed is given traffic again
 

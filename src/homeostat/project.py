@@ -25,7 +25,8 @@ from pydantic import BaseModel
 from homeostat import __version__
 from homeostat.draft import Draft, draft
 from homeostat.errors import ProjectError
-from homeostat.settings import FILE, Key, Settings
+from homeostat.listening import Key
+from homeostat.settings import FILE, Settings
 
 IGNORE = ".gitignore"
 REQUIREMENTS = "requirements.txt"

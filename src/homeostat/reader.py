@@ -17,8 +17,8 @@ import msgspec
 import uuid_utils
 
 from homeostat.decode import Batch, event_time, identity, stamp
+from homeostat.listening import Serving
 from homeostat.schema import Schema
-from homeostat.settings import Serving
 
 Texts: TypeAlias = Sequence[str | None]
 

@@ -165,6 +165,7 @@ class Performance:
     greater_is_better: bool = False
     harm_by: Literal["labels", "estimate", ""] = ""  # what says that the metric got worse
     note: str = ""  # one sentence: why something is not estimated
+    first_release: Interval | None = None  # on these rows; None: it serves itself, or was not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +239,7 @@ class Evidence:
     staleness: Staleness | None = None
     trial: Trial | None = None  # a look of the probation that was due
     segments: tuple[Segment, ...] = ()  # they inform and set no flag
-    # For the report alone: the status file does not hold them.
-    shapes: tuple[Shape, ...] = ()
+    shapes: tuple[Shape, ...] = ()  # for people, as `importance`: the status file has neither
     importance: Mapping[str, float] = field(default_factory=dict)  # rise of the loss by column
     quarantined: tuple[Quarantine, ...] = ()  # all that are open after this look
 

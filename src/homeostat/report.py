@@ -37,13 +37,14 @@ from homeostat.records import (
 )
 from homeostat.schema import Schema
 from homeostat.settings import Monitor
-from homeostat.status import from_status, to_status
+from homeostat.status import from_status, to_shapes, to_status
 
 LOGGER = logging.getLogger(__name__)
 HTML = "drift_report.html"
 STATUS = "drift_status.json"
 PAGE = "monitor_report.html"
 PICTURE = "monitor_report.png"
+SHAPES = "drift_shapes.json"
 
 
 class FileReporter:
@@ -110,6 +111,7 @@ class FileReporter:
         content = to_status(evidence)
         text = json.dumps(content, indent=1, allow_nan=False)
         files.write(self._folder / STATUS, text.encode() + b"\n")
+        files.write(self._folder / SHAPES, to_shapes(evidence))
         try:
             self._report(evidence, content)
         except Exception as error:  # noqa: BLE001 - fails closed: the status stands, the page tells

@@ -13,7 +13,7 @@ from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,17 +22,14 @@ from pydantic_settings import (
 )
 
 from homeostat.errors import SettingsError
-from homeostat.fields import Duration, Share, explained, lifted
+from homeostat.fields import Duration, Section, Share, explained, lifted
+from homeostat.listening import Run, Serving
 from homeostat.records import Task
 
 FILE = "homeostat.toml"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Project(_Section):
+class Project(Section):
     """What the model is about."""
 
     name: str = Field("homeostat", description="Shown in reports, alerts and MLflow.")
@@ -56,58 +53,7 @@ class Project(_Section):
         return ZoneInfo(self.timezone) if self.timezone else None
 
 
-class Key(_Section):
-    """One API key; only its hash is stored."""
-
-    name: str = Field(description="Who holds it; shown in logs.")
-    role: Literal["predict", "feedback", "admin"] = Field(description="What it may do.")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the key, in hex.")
-
-
-class Serving(_Section):
-    """The HTTP service."""
-
-    host: str = Field("127.0.0.1", description="Address that `homeostat serve` listens on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port that `homeostat serve` listens on.")
-    workers: int = Field(1, ge=1, description="Server processes.")
-    max_body: int = Field(
-        10_000_000, ge=1, description="Largest request body, bytes; larger ones get 413."
-    )
-    max_rows: int = Field(10_000, ge=1, description="Most rows in one request; more get 413.")
-    max_waiting: int = Field(
-        20_000,
-        ge=1,
-        description="Rows that may wait for their answers, and labels beside them; more get 429.",
-    )
-    max_reception: int = Field(
-        100_000_000,
-        ge=1,
-        description="Bytes of bodies that come in parts, from the first part until the answer, of "
-        "all requests together; what finds no room gets 429.",
-    )
-    timeout: Duration = Field(
-        timedelta(seconds=30),
-        description="Longest time for a body to arrive, and for its answer; then 503.",
-    )
-    max_skew: Annotated[Duration | None, BeforeValidator(lifted)] = Field(
-        timedelta(hours=1),
-        description="How far occurred_at may lie from the server's clock; 'none' lifts the bound.",
-    )
-    watch: Duration = Field(
-        timedelta(seconds=0.5), description="How often the server looks for a new release."
-    )
-    log: Literal["none", "requests", "values"] = Field(
-        "none",
-        description="Requests that went well in the log: none, a line each, or with the features' "
-        "values. What was refused or failed has a line always.",
-    )
-    insecure: bool = Field(
-        False, description="Answer without keys on addresses and names that are not loopback."
-    )
-    keys: tuple[Key, ...] = Field((), description="API keys; `homeostat key` makes one.")
-
-
-class Journal(_Section):
+class Journal(Section):
     """The journal's files."""
 
     ack: Literal["fsync", "write"] = Field(
@@ -128,7 +74,7 @@ class Journal(_Section):
     )
 
 
-class Labels(_Section):
+class Labels(Section):
     """How labels come."""
 
     delay: Duration = Field(
@@ -138,7 +84,7 @@ class Labels(_Section):
     )
 
 
-class Monitor(_Section):
+class Monitor(Section):
     """What is looked at, and how closely."""
 
     window: Duration = Field(timedelta(days=7), description="Length of the current window.")
@@ -181,7 +127,7 @@ class Monitor(_Section):
     )
 
 
-class Training(_Section):
+class Training(Section):
     """How challengers are fitted."""
 
     script: Path = Field(Path("src/training/train.py"), description="Holds load() and fit(frame).")
@@ -213,7 +159,7 @@ class Training(_Section):
     )
 
 
-class Gate(_Section):
+class Gate(Section):
     """When a challenger is good enough."""
 
     window: Duration = Field(
@@ -256,7 +202,7 @@ class Gate(_Section):
     )
 
 
-class Decide(_Section):
+class Decide(Section):
     """When something is done about it."""
 
     mode: Literal["observe", "approve", "auto"] = Field(
@@ -314,7 +260,7 @@ class Decide(_Section):
     )
 
 
-class Tracking(_Section):
+class Tracking(Section):
     """MLflow."""
 
     enabled: bool = Field(True, description="Off as well where the variable CI is true.")
@@ -327,16 +273,10 @@ class Tracking(_Section):
     )
 
 
-class Alerts(_Section):
+class Alerts(Section):
     """Who is told."""
 
     urls: tuple[str, ...] = Field((), description="Apprise URLs; needs the extra `alerts`.")
-
-
-class Run(_Section):
-    """The loop on its schedule."""
-
-    every: Duration = Field(timedelta(days=1), description="How often `homeostat run` steps.")
 
 
 class Settings(BaseSettings):

@@ -6,6 +6,7 @@ document raises, so that a flag that cannot be read is never taken for "no drift
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -113,6 +114,28 @@ def from_status(content: Mapping[str, Json]) -> Evidence:
     )
 
 
+def to_shapes(evidence: Evidence) -> bytes:
+    """The content of `drift_shapes.json`: how each column is distributed, and its importance.
+
+    `columns` {name → {labels, reference, current}}, shares of the rows by bin, null last.
+    """
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "release": evidence.release,
+        "window": jsonable(evidence.window),
+        "importance": jsonable(evidence.importance),
+        "columns": {
+            jsonable(shape.column): {
+                "labels": jsonable(shape.labels),
+                "reference": [round(share, 5) for share in shape.reference],
+                "current": [round(share, 5) for share in shape.current],
+            }
+            for shape in evidence.shapes
+        },
+    }
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
 def _drift_json(drift: ColumnDrift) -> dict[str, Json]:
     return {key: value for key, value in asdict(drift).items() if key != "column"}
 
@@ -146,7 +169,7 @@ def _findings(content: Mapping[str, Json]) -> Iterator[Finding]:
 def _performance(body: Mapping[str, Json] | None) -> Performance | None:
     if body is None:
         return None
-    held = {key: body.get(key) for key in ("realised", "baseline", "estimated")}
+    held = {key: body.get(key) for key in ("realised", "baseline", "estimated", "first_release")}
     lists = {key: body.get(key, {}) for key in ("measures", "estimates")}
     share = {"labelled_by_score": tuple(body.get("labelled_by_score", ()))}
     return Performance(

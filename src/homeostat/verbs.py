@@ -1,5 +1,5 @@
-"""The verbs that take files, data or ids: adopt, approve, score, labels, log, quarantine, replay,
-the demo.
+"""The verbs that take files, data or ids: adopt, approve, pin, score, labels, log, quarantine,
+replay, the demo.
 
 The command line registers them among its own; they take the same options, which stand here. Each
 gives what one room came to, as a line for people or a JSON document.
@@ -26,6 +26,7 @@ Folder = Annotated[
     Path, typer.Option("--project", "-p", help="The project's folder.", show_default=True)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+Who = Annotated[str | None, typer.Option(help="Who asks, for the audit chain; the user if unset.")]
 HERE = Path()
 
 labels = typer.Typer(help="True labels that came another way than /feedback.", no_args_is_help=True)
@@ -58,9 +59,7 @@ def adopt(
 
 def approve(
     release: Annotated[str, typer.Argument(help="Id of a release that waits; see status.")],
-    by: Annotated[
-        str | None, typer.Option(help="Who approves, for the audit chain; the user if unset.")
-    ] = None,
+    by: Who = None,
     folder: Folder = HERE,
     as_json: AsJson = False,
 ) -> None:
@@ -69,6 +68,23 @@ def approve(
     with project.loop() as loop:
         outcome = loop.approve(release, by or _user())
     screen.outcome(outcome, project.settings.path("reports"), as_json=as_json)
+
+
+def pin(by: Who = None, folder: Folder = HERE) -> None:
+    """Keep the champion: nothing is trained, promoted or rolled back by the loop until unpin."""
+    _pin(folder, by, pinned=True)
+
+
+def unpin(by: Who = None, folder: Folder = HERE) -> None:
+    """Let the champion change again."""
+    _pin(folder, by, pinned=False)
+
+
+def _pin(folder: Path, by: str | None, *, pinned: bool) -> None:
+    project = load_project(folder)
+    with project.loop() as loop:
+        loop.pin(by or _user(), pinned=pinned)
+    screen.say("The champion stays until `homeostat unpin`." if pinned else "It may change again.")
 
 
 def _user() -> str:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from homeostat import decode
 from homeostat.champion import opened
 from homeostat.errors import ReleaseError, RowError, VerificationError, cause
-from homeostat.notes import Note, Notes
+from homeostat.notes import Note, Notes, requests
 from homeostat.predictor import Predictor
 from homeostat.records import Release
 from homeostat.release import FileReleases
@@ -34,7 +34,7 @@ _log = structlog.get_logger("homeostat.web")
 def add(app: FastAPI, predictor: Predictor, settings: Settings) -> None:
     """Give `app` the path; who may take it is for the guards to say."""
     releases = FileReleases(settings.path("models"))
-    notes = Notes(settings.path(".homeostat", "requests"))
+    notes = requests(settings.path(".homeostat"))
 
     @app.post(PATH, summary="Make the predecessor the champion again")
     async def rollback(request: Request) -> Response:
@@ -47,7 +47,9 @@ def add(app: FastAPI, predictor: Predictor, settings: Settings) -> None:
         return await run_in_threadpool(roll_back, releases, notes, predictor, by=by)
 
 
-def roll_back(releases: FileReleases, notes: Notes, predictor: Predictor, *, by: str) -> Response:
+def roll_back(
+    releases: FileReleases, notes: Notes[Note], predictor: Predictor, *, by: str
+) -> Response:
     """Leave a note, move the pointer, and follow it; or say why not, with nothing changed.
 
     The predecessor is opened and tried first, since the champion is not given up for a release
@@ -108,7 +110,7 @@ def _tried(releases: FileReleases, release: Release) -> Response | None:
 
 
 def _switched(
-    releases: FileReleases, notes: Notes, champion: Release, parent: Release, by: str
+    releases: FileReleases, notes: Notes[Note], champion: Release, parent: Release, by: str
 ) -> Release:
     """The predecessor, with the sequence of the pointer that names it from now on."""
     left = notes.leave(Note(champion.id, parent.id, by, datetime.now(UTC).isoformat()))

@@ -28,9 +28,10 @@ from homeostat.answer import Answer
 from homeostat.champion import Champion
 from homeostat.errors import HomeostatError
 from homeostat.group import Group
+from homeostat.listening import Serving
 from homeostat.predictor import Asked, Predictor
 from homeostat.records import Json
-from homeostat.settings import Serving, Settings
+from homeostat.settings import Settings
 from homeostat.web import admin, errors, feedback, invocations, logs, openapi
 from homeostat.web.front import Front
 from homeostat.web.guards import Guarded, Guards

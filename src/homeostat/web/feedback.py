@@ -18,9 +18,9 @@ from starlette.responses import JSONResponse, Response
 from homeostat import decode
 from homeostat.errors import RowError
 from homeostat.group import Group
+from homeostat.listening import Serving
 from homeostat.predictor import Predictor
 from homeostat.records import Json
-from homeostat.settings import Serving
 from homeostat.web.front import LARGE
 
 THREADS = 8  # requests that share a flush

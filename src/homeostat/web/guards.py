@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from homeostat.errors import BusyError, RowError
-from homeostat.settings import Key, Serving
+from homeostat.listening import Key, Serving
 from homeostat.web import errors
 
 OPEN = frozenset({"/health/live", "/health/ready", "/health", "/ping"})
