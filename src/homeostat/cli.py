@@ -201,23 +201,18 @@ app.command()(verbs.unpin)
 
 @app.command()
 def run(folder: Folder = HERE) -> None:
-    """Take a step now and then on the schedule of `run.every`, until stopped."""
-    import signal
-    import threading
+    """Take a step now and then on the schedule of `run.every`, until stopped; serve the page, and
+    carry out what is asked for there.
+    """
+    from homeostat.wall.run import run as go
 
     project = load_project(folder)
-    stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
-    every = project.settings.run.every
-    while not stop.is_set():
-        try:
-            with project.loop() as loop:
-                _report(project, loop.step(), as_json=False)
-        except HomeostatError as error:
-            screen.problem(error)
-        screen.say(f"Next step in {every}.")
-        stop.wait(every.total_seconds())
+    go(
+        project,
+        report=lambda outcome: _report(project, outcome, as_json=False),
+        problem=screen.problem,
+        say=screen.say,
+    )
 
 
 @app.command()

@@ -64,7 +64,7 @@ class Guards:
 
     def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
         if not self._keys:
-            return None if self._insecure else _remote(scope.get("server"), headers.get("host"))
+            return None if self._insecure else remote(scope.get("server"), headers.get("host"))
         path = route(scope)
         if path in OPEN:
             return None
@@ -208,7 +208,7 @@ def route(scope: Scope) -> str:
     return below if below.startswith("/") else path
 
 
-def _remote(server: Sequence[str | int | None] | None, host: str | None) -> Response | None:
+def remote(server: Sequence[str | int | None] | None, host: str | None) -> Response | None:
     """The answer to who does not come over loopback, by its name; None for who does."""
     if not is_local(server and tuple(server)):
         return _NOT_LOCAL

@@ -1,0 +1,158 @@
+// The heat map: columns by looks, painted as one picture, so that a third of a million cells is quick.
+import { axes, chart, colour, day, json } from "./charts.js";
+
+const SHOWN = 40; // rows at first
+const element = document.getElementById("heat-chart");
+const said = document.getElementById("heat-said");
+let told = null, cells = null, source = null, made = null;
+let cursor = null; // [look, row]
+
+function bytes(text) {
+  const raw = atob(text), found = new Uint8Array(raw.length);
+  for (let i = 0; i < raw.length; i += 1) found[i] = raw.charCodeAt(i);
+  return found;
+}
+
+function rgb(name) {
+  const canvas = document.createElement("canvas").getContext("2d");
+  canvas.fillStyle = colour(name);
+  canvas.fillRect(0, 0, 1, 1);
+  return canvas.getImageData(0, 0, 1, 1).data;
+}
+
+// Pale to full below the threshold, and another hue above it.
+function palette() {
+  const ends = ["heat-0", "heat-1", "heat-2", "heat-3"].map(rgb), found = [];
+  const mix = (a, b, share) => [0, 1, 2].map((i) => Math.round(a[i] + (b[i] - a[i]) * Math.min(1, share)));
+  for (let step = 0; step < 255; step += 1) {
+    const ratio = step / told.steps;
+    found.push(ratio <= 1 ? mix(ends[0], ends[1], ratio) : mix(ends[2], ends[3], ratio - 1));
+  }
+  return [...found, [...rgb("heat-none")].slice(0, 3)];
+}
+
+function picture() {
+  const width = told.ends.length, height = told.names.length, colours = palette();
+  const canvas = document.createElement("canvas");
+  canvas.width = width; canvas.height = height;
+  const context = canvas.getContext("2d"), image = context.createImageData(width, height);
+  for (let i = 0; i < cells.length; i += 1) {
+    image.data.set(colours[cells[i]], 4 * i);
+    image.data[4 * i + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+// The part of the picture that the zoom shows, at the size of the grid and without smoothing.
+function drawn(params, api) {
+  const area = params.coordSys, size = api.size([1, 1]);
+  const left = api.coord([0, 0])[0] - size[0] / 2, top = api.coord([0, 0])[1] - size[1] / 2;
+  const canvas = document.createElement("canvas"), ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.max(1, Math.round(area.width * ratio)); canvas.height = Math.max(1, Math.round(area.height * ratio));
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.scale(ratio, ratio);
+  context.drawImage(source, left - area.x, top - area.y, size[0] * told.ends.length, size[1] * told.names.length);
+  marks(context, left - area.x, top - area.y, size, area);
+  const children = [{ type: "image", style: { image: canvas, x: area.x, y: area.y, width: area.width, height: area.height } }];
+  if (cursor) {
+    const [x, y] = [left + cursor[0] * size[0], top + cursor[1] * size[1]];
+    children.push({ type: "rect", shape: { x, y, width: Math.max(3, size[0]), height: size[1] }, style: { fill: "none", stroke: colour("text"), lineWidth: 2 } });
+  }
+  return { type: "group", children };
+}
+
+// A dot on each cell above its threshold, where there is room, and a line where another release serves.
+function marks(context, left, top, size, area) {
+  context.fillStyle = colour("heat-mark");
+  const first = [Math.max(0, Math.floor(-left / size[0])), Math.max(0, Math.floor(-top / size[1]))];
+  const last = [Math.min(told.ends.length, Math.ceil((area.width - left) / size[0])), Math.min(told.names.length, Math.ceil((area.height - top) / size[1]))];
+  if (size[0] >= 7 && size[1] >= 7) {
+    for (let row = first[1]; row < last[1]; row += 1) for (let look = first[0]; look < last[0]; look += 1) {
+      const step = cells[row * told.ends.length + look];
+      if (step > told.steps && step !== told.untested) context.fillRect(left + (look + 0.5) * size[0] - 1.5, top + (row + 0.5) * size[1] - 1.5, 3, 3);
+    }
+  }
+  context.fillStyle = colour("text");
+  for (const look of told.begins) context.fillRect(left + look * size[0] - 0.5, 0, 1, area.height);
+}
+
+function about([look, row]) {
+  const step = cells[row * told.ends.length + look];
+  const ratio = step === told.untested ? "not compared" : `${(step / told.steps).toFixed(2)} × its threshold${step > told.steps ? ", drifted" : ""}`;
+  return `${told.names[row]}, ${day(told.ends[look])} (${told.states[look].replaceAll("_", " ")}): ${ratio}`;
+}
+
+function option() {
+  const many = told.names.length > SHOWN, narrow = element.clientWidth < 560;
+  return {
+    grid: { left: narrow ? 90 : 150, right: many ? 44 : 12, top: 8, bottom: 72 },
+    xAxis: { type: "category", data: told.ends.map(day), ...axes(), splitLine: { show: false } },
+    yAxis: { type: "category", inverse: true, data: told.names, ...axes(), axisLabel: { color: colour("text"), width: narrow ? 80 : 140, overflow: "truncate", interval: 0, fontSize: 11, hideOverlap: true } },
+    dataZoom: [
+      { type: "inside", xAxisIndex: 0, zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false },
+      { type: "slider", xAxisIndex: 0, bottom: 8, height: 24, borderColor: colour("line"), textStyle: { color: colour("quiet") }, showDataShadow: false },
+      ...(many ? [{ type: "slider", yAxisIndex: 0, right: 4, width: 20, startValue: 0, endValue: SHOWN - 1, borderColor: colour("line"), showDataShadow: false, showDetail: false, zoomLock: false }] : []),
+    ],
+    series: [{ id: "cells", type: "custom", renderItem: drawn, data: [[0, 0]], animation: false, silent: true, clip: true }],
+  };
+}
+
+function paint() {
+  if (!made || !told) return;
+  source = picture();
+  made.setOption(option(), { replaceMerge: ["series"] });
+  element.dataset.drawn = `${told.names.length}x${told.ends.length}`;
+}
+
+function cell(event) {
+  const [look, row] = made.convertFromPixel({ gridIndex: 0 }, [event.offsetX, event.offsetY]) ?? [-1, -1];
+  const inside = made.containPixel({ gridIndex: 0 }, [event.offsetX, event.offsetY]);
+  return inside && look >= 0 && row >= 0 && look < told.ends.length && row < told.names.length ? [look, row] : null;
+}
+
+function choose([look, row]) {
+  cursor = [look, row];
+  made.setOption({ series: [{ id: "cells", data: [[0, 0]] }] });
+  window.htmx.ajax("GET", `part/column?place=${told.places[row]}&look=${look}`, { target: "#column", swap: "innerHTML" });
+}
+
+async function load() {
+  try {
+    told = await json("data/heat");
+  } catch {
+    said.textContent = "The heat map cannot be loaded; the page tries again with the next change.";
+    return;
+  }
+  cells = bytes(told.cells);
+  if (!cells.length) {
+    element.hidden = true;
+    said.textContent = "There is nothing to draw yet.";
+    return;
+  }
+  element.hidden = false;
+  if (!made) {
+    made = await chart(element, paint);
+    made.getZr().on("mousemove", (event) => { const found = cell(event); if (found) said.textContent = about(found); });
+    made.getZr().on("click", (event) => { const found = cell(event); if (found) choose(found); });
+  }
+  paint();
+}
+
+element.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  if (!told?.names.length || !made) return;
+  if (event.key === "Enter" && cursor) { choose(cursor); return; }
+  if (!step) return;
+  event.preventDefault();
+  const bound = (value, most) => Math.min(most - 1, Math.max(0, value));
+  cursor = cursor ? [bound(cursor[0] + step[0], told.ends.length), bound(cursor[1] + step[1], told.names.length)] : [told.ends.length - 1, 0];
+  said.textContent = about(cursor);
+  made.setOption({ series: [{ id: "cells", data: [[0, 0]] }] });
+});
+
+export function start() {
+  document.body.addEventListener("loop", load);
+  load();
+}

@@ -1,0 +1,131 @@
+// Performance over time: realised, estimated and the first release, with every decision below.
+import { axes, chart, colour, json, number, time, tooltip, wrapped } from "./charts.js";
+
+const NAMES = { realised: "realised", estimated: "estimated", first_release: "first release, frozen", baseline: "baseline" };
+const SIGNS = { retrain: "triangle", recalibrate: "diamond", roll_back: "arrow", rolled_back: "arrow", stop_and_call: "pin", adopt: "rect", first: "rect", adopted: "rect", approved: "rect", hold: "circle" };
+
+const element = document.getElementById("performance-chart");
+const said = document.getElementById("performance-said");
+let told = null, made = null, cursor = -1;
+
+const column = (name) => 3 + told.figures.indexOf(name);
+// What labels have shown stands where its rows end; an estimate where the window does.
+const at = (look, name) => (name === "realised" || name === "first_release" ? look[1] : look[0]);
+
+function line(name, style, more = {}) {
+  const place = column(name);
+  return {
+    id: name, name: NAMES[name], type: "line", symbol: told.looks.length < 80 ? "circle" : "none", symbolSize: 4,
+    connectNulls: false, animation: false, ...style, ...more,
+    data: told.looks.map((look) => [at(look, name), look[place]?.[0] ?? null]),
+  };
+}
+
+function band(name, tone) {
+  const place = column(name);
+  const rows = told.looks.map((look) => [at(look, name), ...(look[place] ?? [null, null, null])]);
+  const whole = (row) => row[2] !== null && row[3] !== null;
+  const common = { type: "line", stack: name, stackStrategy: "all", symbol: "none", silent: true, animation: false, lineStyle: { width: 0 }, tooltip: { show: false } };
+  return [
+    { ...common, id: `${name}-low`, data: rows.map((row) => [row[0], whole(row) ? row[2] : null]) },
+    { ...common, id: `${name}-band`, areaStyle: { color: tone, opacity: 0.16 }, data: rows.map((row) => [row[0], whole(row) ? row[3] - row[2] : null]) },
+  ];
+}
+
+function decisions() {
+  return {
+    id: "decisions", name: "decisions", type: "scatter", xAxisIndex: 1, yAxisIndex: 1, animation: false, large: false,
+    data: told.turns.map((turn, place) => ({
+      value: [turn[0], 0, place], symbol: SIGNS[turn[1]] ?? "rect",
+      symbolSize: turn[1] === "hold" ? 5 : 13,
+      itemStyle: { color: colour(turn[1] === "hold" ? "quiet" : turn[1] === "stop_and_call" ? "bad" : "accent") },
+    })),
+  };
+}
+
+function about(turn) {
+  return `${time(turn[0])}: ${turn[1].replaceAll("_", " ")} (${turn[2].replaceAll("_", " ")}). ${turn[3]} ${turn[4]}`.trim();
+}
+
+function formatted(params) {
+  const items = Array.isArray(params) ? params : [params];
+  const lines = [time(items[0].value[0])];
+  for (const item of items) {
+    if (item.seriesId === "decisions") lines.push(wrapped(about(told.turns[item.value[2]])));
+    else if (told.figures.includes(item.seriesId)) {
+      const look = told.looks[item.dataIndex], figure = look?.[column(item.seriesId)];
+      if (!figure) continue;
+      const ends = figure[1] === null ? "" : ` (${number(figure[1])} to ${number(figure[2])})`;
+      lines.push(`${item.seriesName}: ${number(figure[0])}${ends}`);
+    }
+  }
+  return lines.join("\n");
+}
+
+function option() {
+  const x = { type: "time", ...axes(), splitLine: { show: false } };
+  return {
+    textStyle: { color: colour("text") },
+    aria: { enabled: true },
+    legend: { data: Object.values(NAMES), textStyle: { color: colour("text") }, top: 0 },
+    tooltip: { ...tooltip(), trigger: "axis", formatter: formatted },
+    axisPointer: { link: [{ xAxisIndex: "all" }] },
+    grid: [{ left: 56, right: 16, top: 52, bottom: 104 }, { left: 56, right: 16, height: 24, bottom: 64 }],
+    xAxis: [{ ...x, gridIndex: 0 }, { ...x, gridIndex: 1, axisLabel: { show: false }, axisTick: { show: false } }],
+    yAxis: [
+      { type: "value", scale: true, gridIndex: 0, name: told.metric, nameTextStyle: { color: colour("quiet"), align: "left" }, ...axes() },
+      { type: "value", gridIndex: 1, min: -1, max: 1, show: false },
+    ],
+    dataZoom: [
+      { type: "inside", xAxisIndex: [0, 1], zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false },
+      { type: "slider", xAxisIndex: [0, 1], bottom: 8, height: 28, textStyle: { color: colour("quiet") }, borderColor: colour("line") },
+    ],
+    series: [
+      ...band("realised", colour("accent")), ...band("estimated", colour("second")),
+      line("baseline", { lineStyle: { color: colour("quiet"), width: 1, type: "solid" }, itemStyle: { color: colour("quiet") } }, { step: "end", symbol: "none" }),
+      line("first_release", { lineStyle: { color: colour("third"), type: "dotted", width: 2 }, itemStyle: { color: colour("third") } }, { symbol: "rect" }),
+      line("estimated", { lineStyle: { color: colour("second"), type: "dashed", width: 1.5 }, itemStyle: { color: colour("second") } }, { symbol: "diamond" }),
+      line("realised", { lineStyle: { color: colour("accent"), width: 2 }, itemStyle: { color: colour("accent") } }),
+      decisions(),
+    ],
+  };
+}
+
+function paint() {
+  if (!made || !told) return;
+  made.setOption(option(), { replaceMerge: ["series"] });
+  element.dataset.drawn = `${told.looks.length}`;
+}
+
+async function load() {
+  try {
+    told = await json("data/performance");
+  } catch {
+    said.textContent = "The figures cannot be loaded; the page tries again with the next change.";
+    return;
+  }
+  if (!told.looks.length && !told.turns.length) {
+    element.hidden = true;
+    said.textContent = "There is nothing to draw yet: the first look has not been taken.";
+    return;
+  }
+  element.hidden = false;
+  made ??= await chart(element, paint);
+  paint();
+}
+
+element.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+  if (step === undefined || !told?.turns.length) return;
+  event.preventDefault();
+  const last = told.turns.length - 1;
+  cursor = cursor < 0 && step === -1 ? last : Math.min(last, Math.max(0, cursor + step));
+  said.textContent = about(told.turns[cursor]);
+  const place = made.getOption().series.findIndex((each) => each.id === "decisions");
+  made.dispatchAction({ type: "showTip", seriesIndex: place, dataIndex: cursor });
+});
+
+export function start() {
+  document.body.addEventListener("loop", load);
+  load();
+}
