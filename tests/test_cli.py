@@ -34,7 +34,7 @@ from homeostat.settings import Settings
 
 VERBS = [
     "init", "doctor", "key", "train", "adopt", "monitor", "step", "retrain", "rollback",
-    "approve", "run",
+    "approve", "pin", "unpin", "run",
     "serve", "score", "status", "history", "verify", "labels", "labels add", "log", "log export",
     "log import",
     "log erase", "quarantine",
@@ -329,8 +329,9 @@ def test_run_goes_on_after_a_refusal_and_stops_when_it_is_told(untrained, fresh)
     command = [sys.executable, "-m", "homeostat", "run", "--project", str(fresh(untrained))]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "HOMEOSTAT_RUN__PORT": "0"},
     ) as running:  # fmt: skip
+        assert running.stdout.readline().startswith("The page is at http://127.0.0.1:")
         assert running.stderr.readline().startswith("error there is no champion yet.")
         assert running.stdout.readline() == "Next step in 1 day, 0:00:00.\n"
         began = time.monotonic()

@@ -214,7 +214,7 @@ def _add_views(app: FastAPI, wall: Wall) -> None:
     @app.get("/part/{name}")
     def part(request: Request, name: str) -> Response:
         asked, asks = request.query_params, visitor(request.scope)
-        made = {
+        made: Mapping[str, Callable[[], Mapping[str, Any] | None]] = {
             "top": lambda: parts.top(wall.board.view, wall.doing()),
             "traffic": lambda: {"servers": wall.traffic.servers},
             "looks": lambda: parts.looks(wall.board.view, asked),
@@ -224,8 +224,8 @@ def _add_views(app: FastAPI, wall: Wall) -> None:
             "decisions": lambda: parts.decisions(wall.board.view, asked),
             "decision": lambda: parts.decision(wall.board.view, asked, wall.settings),
             "replays": lambda: {"replays": wall.board.view.replays},
-        }.get(name)
-        values = made() if made else None
+        }
+        values = made[name]() if name in made else None
         if values is None:
             raise HTTPException(404)
         return HTMLResponse(render(f"{name}.html", **values))
