@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from wall_fixtures import SCRIPT, Visitor, bare, invented, lived
+from wall_fixtures import ADMIN, HOSTILE, KEYS, SCRIPT, VIEWER, Visitor, bare, invented, lived
 
 from homeostat.audit import ChainAudit
 from homeostat.build import load_project
@@ -28,14 +28,6 @@ from homeostat.wall.run import wall
 from homeostat.wall.sessions import Sessions, secret
 from homeostat.wall.traffic import Traffic, between, counted, quantile
 from homeostat.wall.turns import Doing
-
-HOSTILE = [SCRIPT, "{{ 7 * 7 }}", "a|b", "\u202eevil", 'it\'s "it"', "x" * 300]
-ADMIN, VIEWER = "an admin's key", "a viewer's key"
-KEYS = "".join(
-    f'\n[[serving.keys]]\nname = "{name}"\nrole = "{role}"\n'
-    f'sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
-    for name, role, key in (("ada", "admin", ADMIN), ("ben", "predict", VIEWER))
-)
 
 
 class Idle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import socket
 import threading
@@ -17,7 +18,7 @@ from loop_fixtures import LOADED, InProcess, days, make, serve, stream, turning
 from loop_fixtures import project as project_of
 from serving_fixtures import until
 
-from homeostat.audit import ChainAudit
+from homeostat.audit import _append
 from homeostat.build import Project, WallClock, load_project
 from homeostat.notes import orders
 from homeostat.records import EPOCH
@@ -30,6 +31,13 @@ MORE = "\n[monitor]\nstaleness = false\n"
 STEPS = (21, 28, 35, 42)  # days at whose end the loop steps; then one that leaves a release waiting
 SCRIPT = "<img src=x onerror=\"document.title='broken in'\">"
 """A name that would act where it is not escaped."""
+HOSTILE = [SCRIPT, "{{ 7 * 7 }}", "a|b", "\u202eevil", 'it\'s "it"', "x" * 300]
+ADMIN, VIEWER = "an admin's key", "a viewer's key"
+KEYS = "".join(
+    f'\n[[serving.keys]]\nname = "{name}"\nrole = "{role}"\n'
+    f'sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
+    for name, role, key in (("ada", "admin", ADMIN), ("ben", "predict", VIEWER))
+)
 
 
 def lived(root: Path) -> Path:
@@ -64,15 +72,16 @@ def invented(root: Path, looks: int, columns: list[str], *, more: str = "") -> P
     in each third column.
     """
     bare(root, more)
-    audit = ChainAudit(root / "reports" / "decisions.jsonl")
-    body = {}
+    lines, text, body = [], [], {}
     for look in range(looks):
         at = START + look * timedelta(days=1)
         body = _look(at, look, columns)
         told = {"action": "hold", "trigger": "none", "reason": "No reason.", "numbers": {}}
-        audit.write("decided", at, {"decision": told, "evidence": body})
-    told = {name: _feature(name, body["distances"][name]) for name in columns}
+        text.append(_append(lines, "decided", at, {"decision": told, "evidence": body}))
     reports = root / "reports"
+    reports.mkdir(exist_ok=True)
+    (reports / "decisions.jsonl").write_bytes(b"".join(text))
+    told = {name: _feature(name, body["distances"][name]) for name in columns}
     status = {**_status(body), "features": told}
     (reports / "drift_status.json").write_text(json.dumps(status))
     shape = {
@@ -174,7 +183,8 @@ def showing(root: Path, port: int = 0, **overrides):
     held = orders(project.settings.path(".homeostat"))
     turns = Turns(lambda: ordered(project), held, WallClock(), timedelta(days=1))
     listening = socket.create_server(("127.0.0.1", port))
-    app = create_app(wall(project, turns))
+    shown = wall(project, turns)
+    app = create_app(shown)
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none")
     server = uvicorn.Server(config)
     told = {"report": lambda _: None, "problem": lambda _: None, "waits": lambda _: None}
@@ -190,6 +200,7 @@ def showing(root: Path, port: int = 0, **overrides):
         yield Shown(project, f"http://127.0.0.1:{port}", port)
     finally:
         turns.stop()
+        shown.closing.set()
         server.should_exit = True
         for thread in threads:
             thread.join(30)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Wall:
     orders: Notes[Order]
     doing: Callable[[], Doing]  # what the loop does
     wake: Callable[[], None]  # tells the loop that an order waits
+    closing: threading.Event = field(default_factory=threading.Event)  # ends what has no end
 
 
 def create_app(wall: Wall) -> FastAPI:
@@ -133,7 +135,7 @@ def _add_events(app: FastAPI, wall: Wall) -> None:
         """The names of the parts that changed, as they change, and a beat where nothing does."""
         known, quiet = dict(_state(wall)), 0.0
         yield f"retry: 2000\nevent: hello\ndata: {stamp()}\n\n"
-        while not await request.is_disconnected():
+        while not (wall.closing.is_set() or await request.is_disconnected()):
             now = _state(wall)
             changed = [name for name, value in now.items() if value != known[name]]
             known = dict(now)

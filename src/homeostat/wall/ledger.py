@@ -151,7 +151,9 @@ class Ledger:
     def _moved(self, kind: str, line: Line) -> None:
         release = line["body"]["release"]
         if kind != approval.WAITING:
-            self.moves.append(Move(line["at"], kind, release, line["body"].get("by", "")))
+            approved = self._open and self.turns[-1].action == "approved"
+            by = line["body"].get("by") or (self.turns[-1].by if approved else "")
+            self.moves.append(Move(line["at"], kind, release, by))
         if self._open and kind != "rolled_back":
             self.turns[-1] = replace(self.turns[-1], release=release)
             if self.turns[-1].spent:

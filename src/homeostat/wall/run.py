@@ -6,6 +6,7 @@ the loop nor says so in silence.
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import threading
@@ -90,13 +91,14 @@ def page(
         problem(HomeostatError(told, hint=hint))
         yield
         return
+    made = wall(project, turns)
     config = uvicorn.Config(
-        create_app(wall(project, turns)),
+        create_app(made),
         log_level="warning",
         access_log=False,
         proxy_headers=False,  # the door asks for the connection's own address
         server_header=False,
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=math.ceil(ENDS / 2),
         ws="none",
     )
     server = uvicorn.Server(config)
@@ -107,6 +109,7 @@ def page(
     try:
         yield
     finally:
+        made.closing.set()
         server.should_exit = True
         thread.join(ENDS)
 
