@@ -12,11 +12,11 @@ MAKE_VENV := $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { $(PYTHON) -m venv --
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench lint lock settings clean
+.PHONY: help setup demo screenshots test soak bench lint lock settings clean
 
 help:  ## show this
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | \
-		awk -F: '{ printf "make %-9s %s\n", $$1, $$2 }'
+		awk -F: '{ printf "make %-11s %s\n", $$1, $$2 }'
 
 setup: $(STAMP)  ## make .venv with everything in it
 
@@ -34,6 +34,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: setup  ## a year of real flights, from the first training to the last promotion
 	$(BIN)/homeostat demo
+
+screenshots: setup  ## docs/page*.png (needs chromium; DEMO=folder of a finished demo, else a short one)
+	$(BIN)/python .ci/screenshots.py $(DEMO)
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)

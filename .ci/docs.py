@@ -63,8 +63,9 @@ Made from the code by `make settings`; a test fails when this page and the code 
 | 2 | wrong usage |
 | 3, 4, 5, 6 | with `--exit-code` only: drift, broken data, not enough data, gate refused |
 
-One process at a time changes a project: `train`, `adopt`, `approve`, `monitor`, `step`, `retrain`,
-`rollback`, `run`, `log import` and a release by `quarantine` take its lock: a second is refused.
+One process at a time changes a project: `train`, `adopt`, `approve`, `pin`, `unpin`, `monitor`,
+`step`, `retrain`, `rollback`, `run`, `log import` and a release by `quarantine` take its lock: a
+second is refused.
 `serve` and `score` need neither lock nor key, and may run at the same time.
 
 `adopt` reads a pickle, and whoever wrote it can run any code on this machine by that: adopt only a

@@ -158,8 +158,8 @@ def test_evidentlys_report_runs_in_a_sandbox_and_reaches_nothing(tab, shown):
     page.locator("#turns details summary").click()
     frame = page.locator("iframe.report")
     frame.scroll_into_view_if_needed()
-    until(lambda: any("drift_report" in each.url for each in page.frames))
-    inside = next(each for each in page.frames if "drift_report" in each.url)
+    until(lambda: any("evidently" in each.url for each in page.frames))
+    inside = next(each for each in page.frames if "evidently" in each.url)
     inside.wait_for_load_state()
     assert inside.evaluate("document.title") == "ran"
     assert inside.evaluate("origin") == "null"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from wall_fixtures import ADMIN, HOSTILE, KEYS, SCRIPT, VIEWER, Visitor, bare, invented, lived
 
+from homeostat import looks
 from homeostat.audit import ChainAudit
 from homeostat.build import load_project
 from homeostat.listening import Key
@@ -369,11 +370,33 @@ def test_a_decision_tells_its_evidence(root, visit):
 
 
 def test_a_report_has_an_origin_of_its_own_and_can_send_nothing(root, visit):
-    answer = visit(root).get("/reports/drift_report.html")
+    seq = board(root).view.looks[-1].seq
+    answer = visit(root).get(f"/reports/evidently/{seq}")
+    assert "document.title" in answer.text
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("sandbox allow-scripts;")
     assert "allow-same-origin" not in policy
     assert "default-src 'none'" in policy
+
+
+def test_an_older_look_is_drawn_as_it_was(root, visit):
+    """Only the newest looks are kept; of others the newest is drawn, and that is said."""
+    client, view = visit(root), board(root).view
+    asked = {"place": view.names.index("amount"), "look": 0}
+    drawn = client.get("/part/column", params=asked).text
+    assert "Drawn: reference and this look" in drawn
+    newest = client.get("/part/column", params={"name": "amount"}).text
+    assert re.search(r'data-shape="[^"]+"', drawn)[0] != re.search(r'data-shape="[^"]+"', newest)[0]
+
+
+def test_what_is_kept_of_looks_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setitem(looks.KEPT, "shapes.json", 3)
+    for day in range(5):
+        looks.keep(tmp_path, START + timedelta(days=day), "abc", "shapes.json", b"%d" % day)
+    found = [
+        looks.kept(tmp_path, START + timedelta(days=day), "abc", "shapes.json") for day in range(5)
+    ]
+    assert found == [None, None, b"2", b"3", b"4"]
 
 
 @pytest.mark.parametrize("name", ["decisions.jsonl", "../homeostat.toml", "%2e%2e/homeostat.toml"])

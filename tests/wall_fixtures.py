@@ -18,6 +18,7 @@ from loop_fixtures import LOADED, InProcess, days, make, serve, stream, turning
 from loop_fixtures import project as project_of
 from serving_fixtures import until
 
+from homeostat import looks
 from homeostat.audit import _append
 from homeostat.build import Project, WallClock, load_project
 from homeostat.notes import orders
@@ -54,9 +55,11 @@ def lived(root: Path) -> Path:
     with turning(root, engine, 49, decide={"mode": "approve"}) as loop:
         outcome = loop.step()
     assert outcome.decision.trigger == "approve", outcome.decision
-    (root / "reports" / "drift_report.html").write_text(
-        "<script>document.title = 'ran'; try { parent.document.title = 'out' } catch {}</script>"
+    report = (
+        b"<script>document.title = 'ran'; try { parent.document.title = 'out' } catch {}</script>"
     )
+    end = outcome.evidence.window.end
+    looks.keep(root / "reports", end, outcome.evidence.release, "report.html", report)
     return root
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from homeostat import files
+from homeostat import files, looks
 from homeostat.contracts import Engine
 from homeostat.draw import draw
 from homeostat.errors import cause
@@ -111,7 +111,8 @@ class FileReporter:
         content = to_status(evidence)
         text = json.dumps(content, indent=1, allow_nan=False)
         files.write(self._folder / STATUS, text.encode() + b"\n")
-        files.write(self._folder / SHAPES, to_shapes(evidence))
+        shapes = to_shapes(evidence)
+        files.write(self._folder / SHAPES, shapes)
         try:
             self._report(evidence, content)
         except Exception as error:  # noqa: BLE001 - fails closed: the status stands, the page tells
@@ -120,6 +121,18 @@ class FileReporter:
             with suppress(OSError):
                 (self._folder / PICTURE).unlink(missing_ok=True)
                 self._say(PAGE, "The report could not be drawn", reason)
+        self._keep(evidence, shapes)
+
+    def _keep(self, evidence: Evidence, shapes: bytes) -> None:
+        """For the page, which shows older looks as well, where they are kept."""
+        look = (self._folder, evidence.window.end, evidence.release)
+        try:
+            if evidence.shapes:
+                looks.keep(*look, "shapes.json", shapes)
+            if evidence.evidently.get("report"):
+                looks.keep(*look, "report.html", (self._folder / HTML).read_bytes())
+        except OSError as error:
+            LOGGER.warning("What people may want of this look is not kept: %s.", cause(error))
 
     def _report(self, evidence: Evidence, content: Mapping[str, Json]) -> None:
         found = findings(content, evidence.shapes, evidence.importance, self._lines(), self._rules)

@@ -49,7 +49,7 @@ WATCH = 0.5  # seconds between two looks at the files
 SCRAPE = 5.0  # seconds between two scrapes of the servers
 BEAT = 10.0  # seconds after which a connection hears that all is as it was
 LARGEST = 10_000  # bytes of a form
-REPORTS = frozenset({"drift_report.html", "monitor_report.html"})
+REPORT_PAGE = "monitor_report.html"
 ACTIONS = frozenset({"approve", "roll_back", "pin", "unpin"})
 
 
@@ -221,10 +221,10 @@ def _add_views(app: FastAPI, wall: Wall) -> None:
             "traffic": lambda: {"servers": wall.traffic.servers},
             "looks": lambda: parts.looks(wall.board.view, asked),
             "drift": lambda: parts.drift(wall.board.view),
-            "column": lambda: parts.column(wall.board.view, asked, wall.settings.monitor),
+            "column": lambda: parts.column(wall.board, asked, wall.settings.monitor),
             "releases": lambda: parts.releases(wall.board.view, asks),
             "decisions": lambda: parts.decisions(wall.board.view, asked),
-            "decision": lambda: parts.decision(wall.board.view, asked, wall.settings),
+            "decision": lambda: parts.decision(wall.board, asked, wall.settings),
             "replays": lambda: {"replays": wall.board.view.replays},
         }
         values = made[name]() if name in made else None
@@ -250,11 +250,21 @@ def _add_files(app: FastAPI, wall: Wall) -> None:
         headers = {"Cache-Control": "public, max-age=31536000, immutable"}
         return Response(asset(name), media_type=ASSETS[name], headers=headers)
 
-    @app.get("/reports/{name}")
-    async def report(name: str) -> Response:
-        if name not in REPORTS or not (reports / name).is_file():
+    @app.get(f"/reports/{REPORT_PAGE}")
+    async def newest() -> Response:
+        if not (reports / REPORT_PAGE).is_file():
             raise HTTPException(404)
-        return FileResponse(reports / name, media_type="text/html", headers=dict(REPORT))
+        return FileResponse(reports / REPORT_PAGE, media_type="text/html", headers=dict(REPORT))
+
+    @app.get("/reports/evidently/{seq}")
+    async def evidently(seq: str) -> Response:
+        """Of the look that the chain's line of this number tells of."""
+        look = next((each for each in wall.board.view.looks if str(each.seq) == seq), None)
+        found = wall.board.report(look) if look else None
+        if found is None:
+            raise HTTPException(404)
+        headers = {**REPORT, "Content-Encoding": "gzip"}
+        return FileResponse(found, media_type="text/html", headers=headers)
 
     @app.get("/replays/{name:path}/picture")
     async def picture(name: str) -> Response:

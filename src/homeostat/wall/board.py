@@ -11,9 +11,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from homeostat import looks
 from homeostat.approval import Waiting
 from homeostat.audit import Place, jsonable, since
 from homeostat.build import Project
@@ -173,6 +175,18 @@ class Board:
         status, shapes = (_document(self._reports / name) for name in (STATUS, SHAPES))
         return replace(self.view, status=status, shapes=shapes)
 
+    def shapes(self, look: Look) -> Mapping[str, Json]:
+        """The shapes of one look; empty where they are not kept."""
+        held = looks.kept(self._reports, _moment(look.end), look.release, "shapes.json")
+        with suppress(ValueError, HomeostatError):
+            return {} if held is None else _parsed(held, "the look's shapes")
+        return {}
+
+    def report(self, look: Look) -> Path | None:
+        """Evidently's report of one look, packed; None where it is not kept."""
+        path = looks.path(self._reports, _moment(look.end), look.release, "report.html")
+        return path if path.is_file() else None
+
     def _read_orders(self) -> View:
         found = [order for order in self._orders.found().values() if order is not None]
         return replace(self.view, orders=tuple(sorted(found, key=lambda order: order.at)))
@@ -194,6 +208,10 @@ class Board:
         return replace(self.view, replays=tuple(made))
 
 
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
 def _stat(path: Path) -> tuple[int, ...]:
     """What changes with the file; empty without one."""
     try:
@@ -212,9 +230,13 @@ def _rows(path: Path) -> Sequence[Mapping[str, Json]]:
 
 def _document(path: Path) -> Mapping[str, Json]:
     try:
-        content = json.loads(path.read_bytes())
+        return _parsed(path.read_bytes(), path.name)
     except FileNotFoundError:
         return {}
+
+
+def _parsed(text: bytes, name: str) -> Mapping[str, Json]:
+    content = json.loads(text)
     if not isinstance(content, dict):
-        raise HomeostatError(f"{path.name} is no JSON object.")
+        raise HomeostatError(f"{name} is no JSON object.")
     return dict(jsonable(content))  # without lone surrogates, which no page can hold

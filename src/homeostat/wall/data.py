@@ -7,7 +7,7 @@ columns by all looks as one byte a cell.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from homeostat.page import sentence, shown
+from homeostat.records import Json
 from homeostat.wall.board import View
 from homeostat.wall.ledger import STEPS, UNTESTED, Look, ratios
 from homeostat.wall.story import columns
@@ -93,9 +94,9 @@ def heat(view: View) -> bytes:
     return encode(told)
 
 
-def shape(view: View, name: str) -> dict[str, Any]:
+def shape(shapes: Mapping[str, Json], name: str) -> dict[str, Any]:
     """Reference and current of one column, drawn over each other; empty where there are none."""
-    body = view.shapes.get("columns", {}).get(name)
+    body = shapes.get("columns", {}).get(name)
     if not body:
         return {}
     return {**body, "labels": [shown(label) for label in body["labels"]]}

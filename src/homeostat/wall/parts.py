@@ -12,7 +12,7 @@ from typing import Any
 
 from homeostat.settings import Monitor, Settings
 from homeostat.wall import data, story
-from homeostat.wall.board import View
+from homeostat.wall.board import Board, View
 from homeostat.wall.ledger import Look, Turn
 from homeostat.wall.sessions import Session
 from homeostat.wall.turns import Doing
@@ -71,21 +71,27 @@ def drift(view: View) -> dict[str, Any]:
     }
 
 
-def column(view: View, asked: Asked, rules: Monitor) -> dict[str, Any] | None:
+def column(board: Board, asked: Asked, rules: Monitor) -> dict[str, Any] | None:
     """One column in the last look, and in the look that was chosen in the heat map."""
+    view = board.view
     name = asked.get("name", "")
     if asked.get("place", "").isdecimal():
         place = int(asked["place"])
         name = view.names[place] if place < len(view.names) else ""
     if name not in view.names and name not in view.features:
         return None
-    chosen, shape = _chosen(view, asked), data.shape(view, name)
+    chosen = _chosen(view, asked)
+    shapes = board.shapes(chosen) if chosen else {}
+    own = bool(shapes)  # whether the look that was chosen is drawn, and not the newest
+    shapes = shapes or view.shapes
+    shape = data.shape(shapes, name)
     return {
         "name": name,
         "about": story.about(view, name, rules),
         "shape": shape,
         "drawn": json.dumps(shape) if shape else "",
-        "window": view.shapes.get("window"),
+        "window": shapes.get("window"),
+        "own": own,
         "chosen": chosen,
         "numbers": _numbers(view, chosen, name) if chosen else None,
     }
@@ -131,19 +137,19 @@ def decisions(view: View, asked: Asked) -> dict[str, Any]:
     }
 
 
-def decision(view: View, asked: Asked, settings: Settings) -> dict[str, Any] | None:
+def decision(board: Board, asked: Asked, settings: Settings) -> dict[str, Any] | None:
     """One decision with its evidence."""
+    view = board.view
     seq = asked.get("seq", "")
     turn = next((turn for turn in view.turns if str(turn.seq) == seq), None)
     if turn is None:
         return None
     drifted: Sequence[str] = turn.look.drifted if turn.look else ()
-    newest = max((look.seq for look in view.looks), default=0)
     return {
         "turn": turn,
         "drifted": drifted[:DRIFTED],
         "more": max(0, len(drifted) - DRIFTED),
-        "reported": turn.look is not None and turn.look.seq == newest,
+        "reported": turn.look is not None and board.report(turn.look) is not None,
         "tracking": settings.tracking.uri if settings.tracking.enabled else "",
         "experiment": settings.project.name,
         "fitted": bool(turn.spent),

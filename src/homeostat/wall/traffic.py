@@ -66,8 +66,7 @@ class Traffic:
             count = counted(self._scrape(address), time.monotonic())
         except Exception as error:  # noqa: BLE001 - the page tells that it does not answer
             self._last.pop(address, None)
-            reason = getattr(error, "reason", None) or getattr(error, "code", None)
-            told = f"HTTP {reason}" if isinstance(reason, int) else cause(error).split(" at ")[0]
+            told = _told(error)
             return Server(address, told)
         before = self._last.get(address)
         self._last[address] = count
@@ -80,6 +79,16 @@ class Traffic:
         asked = urllib.request.Request(f"{address}/metrics", headers=headers)  # noqa: S310 - checked
         with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:  # noqa: S310 - checked above
             return bytes(answer.read(LARGEST)).decode()
+
+
+def _told(error: Exception) -> str:
+    """Why a server cannot be read, in few words."""
+    code, reason = getattr(error, "code", None), getattr(error, "reason", None)
+    if code is not None:
+        return f"HTTP status {code}"
+    if isinstance(reason, OSError) and reason.strerror:
+        return reason.strerror
+    return cause(error).split(" at ")[0]
 
 
 def counted(text: str, at: float) -> Count:

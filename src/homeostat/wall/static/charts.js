@@ -21,7 +21,8 @@ export function colour(name) {
 export async function chart(element, paint) {
   const made = (await echarts()).init(element, null, { renderer: "canvas" });
   const sizes = new ResizeObserver(() => (element.isConnected ? made.resize() : gone()));
-  const themed = () => (element.isConnected ? paint(made) : gone());
+  // After the page itself has its colours: a large chart takes tenths of a second.
+  const themed = () => setTimeout(() => (element.isConnected ? paint(made) : gone()), 30);
   function gone() {
     sizes.disconnect();
     document.body.removeEventListener("theme", themed);

@@ -13,10 +13,10 @@ const column = (name) => 3 + told.figures.indexOf(name);
 const at = (look, name) => (name === "realised" || name === "first_release" ? look[1] : look[0]);
 
 function line(name, style, more = {}) {
-  const place = column(name);
+  const place = column(name), few = told.looks.length < 80;
   return {
-    id: name, name: NAMES[name], type: "line", symbol: told.looks.length < 80 ? "circle" : "none", symbolSize: 4,
-    connectNulls: false, animation: false, ...style, ...more,
+    id: name, name: NAMES[name], type: "line", connectNulls: false, animation: false, symbolSize: 4, ...style, ...more,
+    symbol: few ? more.symbol ?? "circle" : "none",
     data: told.looks.map((look) => [at(look, name), look[place]?.[0] ?? null]),
   };
 }
