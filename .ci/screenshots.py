@@ -93,23 +93,26 @@ def shown(root: Path, server: str) -> Iterator[str]:
         thread.join()
 
 
+CUT = """(high) => {
+  document.querySelector("header").style.display = "none";
+  const sides = document.querySelector(".sides").style;
+  sides.maxHeight = `${high}px`;
+  sides.overflow = "hidden";
+}"""
+"""Parts of the page as pictures: without what stays at the top, and not endless."""
+
+
 def pictures(page: Page) -> None:
     page.wait_for_selector("#performance-chart[data-drawn]")
     page.wait_for_selector("#heat-chart[data-drawn]")
     page.get_by_text("Median").wait_for()
-    page.wait_for_function("!document.querySelector('#traffic').innerText.includes('–')")
+    page.locator("#traffic dd", has_text="–").first.wait_for(state="detached")
     page.screenshot(path=DOCS / "page.png")
     page.locator("#columns button").first.click()
     page.wait_for_selector("#column .shape[data-drawn]")
-    page.locator("#drift").scroll_into_view_if_needed()
-    page.locator("#drift").screenshot(path=DOCS / "page_drift.png", style=QUIET)
-    page.locator(".sides").screenshot(
-        path=DOCS / "page_decisions.png",
-        style=f"{QUIET} .sides {{ max-height: {HIGH}px; overflow: hidden; }}",
-    )
-
-
-QUIET = "header { display: none !important; }"
+    page.evaluate(CUT, HIGH)
+    page.locator("#drift").screenshot(path=DOCS / "page_drift.png")
+    page.locator(".sides").screenshot(path=DOCS / "page_decisions.png")
 
 
 def main() -> None:

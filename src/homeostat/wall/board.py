@@ -143,6 +143,7 @@ class Board:
             ledger.take(lines)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             number = ledger.count + 1
+            self._place, self._ledger = Place(), Ledger()  # read anew with the next change
             raise HomeostatError(
                 f"line {number} of the audit chain is not of a kind that is known "
                 f"({type(error).__name__})."

@@ -194,7 +194,8 @@ def _turn(line: Line, look: Look | None) -> Turn:
     if kind == "decided":
         told = body["decision"]
         action, trigger, reason = told["action"], told["trigger"], told["reason"]
-        return Turn(line["seq"], line["at"], action, trigger, reason, told["numbers"], look)
+        numbers = told.get("numbers") or {}
+        return Turn(line["seq"], line["at"], action, trigger, reason, numbers, look)
     reason = body.get("reason") or _sentence(kind, body) or kind
     by, spent = body.get("by", ""), body.get("seconds", 0.0)
     release = body.get("release", "")
@@ -211,11 +212,12 @@ def _sentence(kind: str, body: Mapping[str, Json]) -> str:
     """What a line says that follows a decision; empty for one that people need not read."""
     short = str(body.get("release", ""))[:12]
     if kind in ("gate", "calibration_gate"):
-        return f"The gate {'promotes' if body['promote'] else 'refuses'}: {body['reason']}"
-    if kind in ("trained", "refitted", "first", "adopted", "calibrated"):
-        rows = body["training"]["rows"]
+        word = "promotes" if body.get("promote") else "refuses"
+        return f"The gate {word}: {body.get('reason', '')}"
+    if "training" in body and "seconds" in body:
+        learned = body.get("calibration") or body["training"]  # a map has rows of its own
         what = "Fitted again, on" if kind == "refitted" else "Fitted on"
-        return f"{what} {rows:,} rows in {body['seconds']:.1f} s."
+        return f"{what} {learned['rows']:,} rows in {body['seconds']:.1f} s."
     said = {
         "promoted": f"Release {short} serves.",
         "recovered": f"Release {short} serves; a turn was killed before it could say so.",

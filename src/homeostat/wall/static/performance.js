@@ -63,7 +63,10 @@ function formatted(params) {
 }
 
 function option() {
-  const x = { type: "time", ...axes(), splitLine: { show: false } };
+  // Both axes have the same ends, or a decision would stand beside its look.
+  const times = [...told.looks.flatMap((look) => [look[0], look[1]]), ...told.turns.map((turn) => turn[0])];
+  const x = { type: "time", ...axes(), splitLine: { show: false }, min: Math.min(...times), max: Math.max(...times) };
+  x.axisLabel = { ...x.axisLabel, hideOverlap: true };
   return {
     textStyle: { color: colour("text") },
     aria: { enabled: true },
@@ -97,6 +100,14 @@ function paint() {
   element.dataset.drawn = `${told.looks.length}`;
 }
 
+// What the tooltip shows, for those who read the page in another way.
+function hovered(event) {
+  const at = made.convertFromPixel({ xAxisIndex: 0 }, event.offsetX);
+  if (!told?.turns.length || !Number.isFinite(at)) return;
+  const gap = (turn) => Math.abs(turn[0] - at);
+  said.textContent = about(told.turns.reduce((best, turn) => (gap(turn) < gap(best) ? turn : best)));
+}
+
 async function load() {
   try {
     told = await json("data/performance");
@@ -110,7 +121,10 @@ async function load() {
     return;
   }
   element.hidden = false;
-  made ??= await chart(element, paint);
+  if (!made) {
+    made = await chart(element, paint);
+    made.getZr().on("mousemove", hovered);
+  }
   paint();
 }
 

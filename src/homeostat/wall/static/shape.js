@@ -10,7 +10,7 @@ function option(told) {
     legend: { data: ["reference", "current"], textStyle: { color: colour("text") }, top: 0 },
     tooltip: { ...tooltip(), trigger: "axis", formatter: (items) => [items[0].name, ...items.map((item) => `${item.seriesName}: ${share(item.value)}`)].join("\n") },
     grid: { left: 48, right: 8, top: 32, bottom: 56 },
-    xAxis: { type: "category", data: told.labels, ...axes(), splitLine: { show: false }, axisLabel: { color: colour("quiet"), rotate: 35, width: 70, overflow: "truncate", fontSize: 10 } },
+    xAxis: { type: "category", data: told.labels, ...axes(), splitLine: { show: false }, axisLabel: { color: colour("quiet"), rotate: 35, width: 70, overflow: "truncate", fontSize: 10, interval: Math.ceil(told.labels.length / 13) - 1 } },
     yAxis: { type: "value", ...axes(), axisLabel: { color: colour("quiet"), formatter: share } },
     series: [
       { ...bar, name: "reference", data: told.reference, itemStyle: { color: colour("quiet"), opacity: 0.45 } },
