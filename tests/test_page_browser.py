@@ -113,7 +113,7 @@ def test_performance_is_drawn_and_arrow_keys_tell_of_each_decision(tab, shown):
     expect(page.locator("#performance-said")).not_to_contain_text("first (asked)")
     box = chart.bounding_box()
     chart.hover(position={"x": box["width"] - 20, "y": box["height"] / 2})
-    expect(page.locator("#performance-said")).to_contain_text("waits for `homeostat approve`")
+    expect(page.locator("#performance-said")).to_contain_text("waits for approval")
     page.locator("#performance summary").click()
     expect(page.locator("#performance tbody tr")).to_have_count(5)
 

@@ -212,7 +212,7 @@ def _sentence(kind: str, body: Mapping[str, Json]) -> str:
     """What a line says that follows a decision; empty for one that people need not read."""
     short = str(body.get("release", ""))[:12]
     if kind in ("gate", "calibration_gate"):
-        word = "promotes" if body.get("promote") else "refuses"
+        word = "lets it pass" if body.get("promote") else "refuses it"
         return f"The gate {word}: {body.get('reason', '')}"
     if "training" in body and "seconds" in body:
         learned = body.get("calibration") or body["training"]  # a map has rows of its own
