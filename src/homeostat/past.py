@@ -102,8 +102,14 @@ def past(lines: Sequence[Mapping[str, Json]]) -> Past:
         recorded_until=walk.ends.get(RECORD),
         maps={name: total / rows for name, (total, rows) in walk.maps.items()},
         looks=gate_looks(lines),
-        pinned=walk.pinned,
+        pinned=_pinned(lines),
     )
+
+
+def _pinned(lines: Sequence[Mapping[str, Json]]) -> str | None:
+    """Who pinned the champion, if it is pinned."""
+    last = next((line for line in reversed(lines) if line["kind"] in PINS), None)
+    return last["body"]["by"] if last is not None and last["kind"] == "pinned" else None
 
 
 def gate_looks(lines: Iterable[Mapping[str, Json]]) -> tuple[Look, ...]:
@@ -132,7 +138,6 @@ class _Walk:
     unpaid: int = 0
     _model: str = ""
     maps: dict[str, tuple[float, int]] = field(default_factory=dict)  # sum over rows, and rows
-    pinned: str | None = None
     _trigger: str = ""
     _map: str = ""
     _look: Mapping[str, Json] = field(default_factory=dict)
@@ -152,8 +157,6 @@ class _Walk:
             self._looked(body)
         elif kind == "decided":
             self._decided(body)
-        elif kind in PINS:
-            self.pinned = body["by"] if kind == "pinned" else None
         elif kind in MOVES and _trained(body):
             self.drifted.clear()  # the reference is another one
             self.refused.clear()
