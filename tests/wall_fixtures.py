@@ -29,6 +29,7 @@ from homeostat.wall.run import wall
 from homeostat.wall.turns import Turns
 
 MORE = "\n[monitor]\nstaleness = false\n"
+DECIDE = {"cooldown": "21d", "growth": 0.1, "backoff": 1, "budget": "none"}
 STEPS = (21, 28, 35, 42)  # days at whose end the loop steps; then one that leaves a release waiting
 SCRIPT = "<img src=x onerror=\"document.title='broken in'\">"
 """A name that would act where it is not escaped."""
@@ -49,10 +50,10 @@ def lived(root: Path) -> Path:
         loop.train()
     for day in STEPS:
         serve(root, days(frame, day - 7, day))
-        with turning(root, engine, day) as loop:
+        with turning(root, engine, day, decide=DECIDE) as loop:
             loop.step()
     serve(root, days(frame, 42, 49))
-    with turning(root, engine, 49, decide={"mode": "approve"}) as loop:
+    with turning(root, engine, 49, decide={"mode": "approve", **DECIDE}) as loop:
         outcome = loop.step()
     assert outcome.decision.trigger == "approve", outcome.decision
     report = (
