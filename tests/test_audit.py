@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from homeostat import audit as audit_module
 from homeostat.audit import GENESIS, ChainAudit, canonical, jsonable
 from homeostat.errors import AuditError
 from homeostat.past import Look
-from homeostat.records import Action, Decision, Interval, Window
+from homeostat.records import Action, Decision, Interval, Performance, Window
 
 AT = datetime(2013, 2, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -265,3 +266,46 @@ def test_whatever_is_written_is_read_back_and_verifies(tmp_path_factory, body):
     audit = ChainAudit(file)
     assert audit.verify() == 1
     assert audit.lines()[0]["body"] == jsonable(body)
+
+
+def test_of_a_chain_that_grew_only_the_new_lines_are_read(file, audit, monkeypatch):
+    fill(audit, 3)
+    reader = ChainAudit(file)
+    reader.lines()
+    parsed, read = audit_module._parsed, []
+
+    def counted(at, content, before):
+        read.append(len(content.splitlines()))
+        return parsed(at, content, before)
+
+    monkeypatch.setattr(audit_module, "_parsed", counted)
+    audit.write("held", AT, {"reason": "Because."})
+    assert [line["kind"] for line in reader.lines()] == ["decided"] * 3 + ["held"]
+    assert len(reader.lines()) == 4
+    assert read == [1]
+
+
+def test_a_chain_that_was_written_anew_in_place_is_read_anew(file, audit, tmp_path):
+    fill(audit, 3)
+    reader = ChainAudit(file)
+    reader.lines()
+    other = ChainAudit(tmp_path / "other.jsonl")
+    for number in range(9):
+        other.write("held", AT, {"number": number})
+    with file.open("r+b") as opened:  # the file stays the same one, and grows
+        opened.write((tmp_path / "other.jsonl").read_bytes())
+        opened.truncate()
+    assert [line["kind"] for line in reader.lines()] == ["held"] * 9
+    assert reader.verify() == 9
+
+
+def test_the_chain_keeps_the_intervals_of_the_performance():
+    told = Performance(
+        "log_loss", Interval(0.51234567, 0.5, None, 90, 3), None,
+        first_release=Interval(0.6, 0.55, 0.65, 90, 9), lag_days=7.0,
+    )  # fmt: skip
+    kept = audit_module._performed(told)
+    assert kept == {
+        "metric": "log_loss", "lag_days": 7.0, "greater_is_better": False,
+        "realised": [0.5123, 0.5, None, 90], "first_release": [0.6, 0.55, 0.65, 90],
+    }  # fmt: skip

@@ -174,17 +174,29 @@ def since(file: Path, place: Place) -> tuple[Place, list[Line], bool]:
         if mark == place.mark:
             return place, [], True
         if place.count and mark[0] == place.mark[0] and mark[1] > place.whole:
-            with file.open("rb") as opened:
-                opened.seek(place.whole)
-                lines, read = _parsed(file, opened.read(), place.count)
-            if not lines or lines[0]["previous"] == place.hash:
-                return _placed(mark, place, lines, read), lines, True
+            more = _more(file, mark, place)
+            if more is not None:
+                return (*more, True)
         lines, read = _parsed(file, file.read_bytes(), 0)
     except FileNotFoundError:
         return Place(), [], not place.count
     except OSError as error:
         raise AuditError(f"the audit chain {file} cannot be read: {error.strerror}.") from error
     return _placed(mark, Place(), lines, read), lines, not place.count
+
+
+def _more(file: Path, mark: tuple[int, int, int], place: Place) -> tuple[Place, list[Line]] | None:
+    """What follows `place`; None where it does not continue that chain, so that all is read."""
+    with file.open("rb") as opened:
+        opened.seek(place.whole)
+        content = opened.read()
+    try:
+        lines, read = _parsed(file, content, place.count)
+    except AuditError:  # the whole says what is wrong, and where
+        return None
+    if lines and lines[0]["previous"] != place.hash:
+        return None
+    return _placed(mark, place, lines, read), lines
 
 
 def _placed(mark: tuple[int, int, int], before: Place, lines: Sequence[Line], read: int) -> Place:
