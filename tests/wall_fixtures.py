@@ -29,7 +29,7 @@ from homeostat.wall.run import wall
 from homeostat.wall.turns import Turns
 
 MORE = "\n[monitor]\nstaleness = false\n"
-DECIDE = {"cooldown": "21d", "growth": 0.1, "backoff": 1, "budget": "none"}
+DECIDE = {"cooldown": "21d", "growth": 0.1, "backoff": 1, "budget": "none", "recalibrate": False}
 STEPS = (21, 28, 35, 42)  # days at whose end the loop steps; then one that leaves a release waiting
 SCRIPT = "<img src=x onerror=\"document.title='broken in'\">"
 """A name that would act where it is not escaped."""

@@ -214,7 +214,7 @@ class Loop:
                 kept=self.kept,
                 asked=Journalled.of(self.journal, now, self.settings, self.engine),
             )
-            evidence = self._beside(evidence, champion, now)
+            evidence = self._with_first(evidence, champion, now)
             evidence = quarantine.hold(self.audit, evidence, now)
             # Only the number is wanted, so no feature is read, and no more than a piece is held.
             bare = replace(subject.schema, features=())
@@ -234,7 +234,7 @@ class Loop:
         self.reporter.status(evidence)
         return evidence
 
-    def _beside(self, evidence: Evidence, champion: Release, now: datetime) -> Evidence:
+    def _with_first(self, evidence: Evidence, champion: Release, now: datetime) -> Evidence:
         """With the metric of the first release; without it, and why, where that fails."""
         told = evidence.performance
         if not self.beside or told is None:
