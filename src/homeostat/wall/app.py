@@ -35,7 +35,7 @@ from homeostat.audit import canonical
 from homeostat.notes import Notes, Order
 from homeostat.settings import Settings
 from homeostat.wall import data, parts
-from homeostat.wall.board import Board
+from homeostat.wall.board import Board, View
 from homeostat.wall.door import COOKIE, OPENED, REPORT, Door, visitor
 from homeostat.wall.render import ASSETS, asset, render, stamp
 from homeostat.wall.sessions import Sessions
@@ -232,12 +232,16 @@ def _add_views(app: FastAPI, wall: Wall) -> None:
             raise HTTPException(404)
         return HTMLResponse(render(f"{name}.html", **values))
 
+    held: dict[str, tuple[View, bytes]] = {}  # made once for each view, whoever asks
+
     @app.get("/data/{name}")
     def told(name: str) -> Response:
-        made = {"performance": data.performance, "heat": data.heat}.get(name)
+        made, view = {"performance": data.performance, "heat": data.heat}.get(name), wall.board.view
         if made is None:
             raise HTTPException(404)
-        return Response(made(wall.board.view), media_type="application/json")
+        if name not in held or held[name][0] is not view:
+            held[name] = (view, made(view))
+        return Response(held[name][1], media_type="application/json")
 
 
 def _add_files(app: FastAPI, wall: Wall) -> None:
