@@ -70,7 +70,7 @@ function option() {
   return {
     textStyle: { color: colour("text") },
     aria: { enabled: true },
-    legend: { data: Object.values(NAMES), textStyle: { color: colour("text") }, top: 0 },
+    legend: { type: "scroll", data: Object.values(NAMES), textStyle: { color: colour("text") }, top: 0 },
     tooltip: { ...tooltip(), trigger: "axis", formatter: formatted },
     axisPointer: { link: [{ xAxisIndex: "all" }] },
     grid: [{ left: 56, right: 16, top: 52, bottom: 104 }, { left: 56, right: 16, height: 24, bottom: 64 }],
