@@ -140,7 +140,7 @@ class Challenge(Stores):
             candidate = self._remembering(candidate, best.candidate, parts.fresh)
         elif self.gated:
             candidate = self.trainer.finished(candidate, newest(parts.training, best.share))
-        candidate = self._mapped(candidate, now)
+        candidate = self._mapped(candidate, parts.window.end, now)
         return Challenged(self.trainer.with_twin(candidate, parts.judging), verdict)
 
     def _remembering(self, candidate: Candidate, sibling: Candidate, rows: pa.Table) -> Candidate:
@@ -150,11 +150,17 @@ class Challenge(Stores):
         answers = judged(rows, self._scores(sibling.objects, rows)[0])
         return replace(candidate, objects={**candidate.objects, JUDGED: answers})
 
-    def _mapped(self, candidate: Candidate, now: datetime) -> Candidate:
-        """The candidate with a map, where the record speaks for one."""
+    def _mapped(self, candidate: Candidate, until: datetime, now: datetime) -> Candidate:
+        """The candidate with a map of the rows before `until`, where the record speaks for one; as
+        it is where these are too few, which the audit chain then tells.
+        """
         if not self._by_maps:
             return candidate
-        made = maps.given(self, candidate, now)
+        try:
+            made = maps.given(self, candidate, until, now)
+        except TrainingError as error:
+            self.audit.write("calibration_failed", now, {"reason": cause(error)})
+            return candidate
         self.query(made)
         self.audit.write("calibrated", now, fitted(made))
         return made

@@ -132,18 +132,18 @@ def record(by: Stores, now: datetime) -> None:
         start = window.end
 
 
-def given(by: Stores, candidate: Candidate, now: datetime) -> Candidate:
-    """The candidate with the map that it is to serve with from the start, by the record.
+def given(by: Stores, candidate: Candidate, until: datetime, now: datetime) -> Candidate:
+    """The candidate with the map that it is to serve with from the start, by the record, of the
+    last rows before `until`, the end of those that judged it.
 
     Raises TrainingError where too few rows are known that its model has not seen.
     """
     settings, rule = by.settings, chosen(by.audit.past(), by.settings)
-    mature = now - settings.labels.delay
-    rows = unseen(by, Model.made(candidate), Window(mature - reach(settings), mature), now)
-    calibrator = rule.fit(rows, mature, settings)
+    rows = unseen(by, Model.made(candidate), Window(until - reach(settings), until), now)
+    calibrator = rule.fit(rows, until, settings)
     if calibrator is None:
         raise TrainingError("too few rows are known that the new model has not seen, for a map.")
-    return mapped(by, candidate, calibrator, rule.rows(rows, mature, settings), now)
+    return mapped(by, candidate, calibrator, rule.rows(rows, until, settings), now)
 
 
 def mapped(
