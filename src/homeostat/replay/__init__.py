@@ -100,7 +100,7 @@ def replay(
         opened.callback(children.close)
         with progress_bar(shown=progress) as bar, _first(scene):
             matrix = _matrix(scene, found, chosen, children, root)
-            shared = Shared(trainer, engine, scene.schema, matrix.fits)
+            shared = Shared(trainer, engine, scene, matrix.fits)
             tracks = _tracks(scene, matrix, chosen, shared, bar)
         said = [*found.said, *_told(chosen, tracks)]
         cost = _cost(matrix, engine, rest=clock.process_time() - began)

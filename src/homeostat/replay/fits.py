@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from homeostat.fit import Fitted
 from homeostat.schema import Schema
@@ -70,14 +69,20 @@ class Fits:
         self._made: dict[bytes, Future[Trial]] = {}
 
     @cached_property
-    def _ids(self) -> pa.Array:
-        return self._rows.column("prediction_id").combine_chunks()
+    def _places(self) -> dict[str, int]:
+        ids = self._rows.column("prediction_id").to_pylist()
+        return {name: place for place, name in enumerate(ids)}
 
     def frame(self, rows: pa.Table) -> bytes:
         """The key of the frame of these rows, which are rows of the stream."""
-        taken = np.zeros(len(self._ids), dtype=bool)
-        taken[pc.index_in(rows.column("prediction_id"), value_set=self._ids).to_numpy()] = True
+        taken = np.zeros(self._rows.num_rows, dtype=bool)
+        taken[self.places(rows)] = True
         return frame_of(taken)
+
+    def places(self, rows: pa.Table) -> NDArray[np.int64]:
+        """Where in the stream these rows are, shape (rows,)."""
+        ids = rows.column("prediction_id").to_pylist()
+        return np.fromiter(map(self._places.__getitem__, ids), np.int64, len(ids))
 
     def trial(self, frame: bytes, make: Callable[[Path], Trial]) -> Trial:
         """What `make` gives of the path for its model; of those who ask at once, one makes it.

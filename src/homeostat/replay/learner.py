@@ -27,6 +27,7 @@ from homeostat.errors import TrainingError
 from homeostat.order import ordered
 from homeostat.records import Candidate
 from homeostat.replay.fits import Fits, Trial
+from homeostat.replay.track import Scene
 from homeostat.schema import SYSTEM, Schema
 from homeostat.scoring import Calibrator, outputs, row_losses, tabulate
 from homeostat.train import ScriptTrainer
@@ -89,7 +90,7 @@ class Shared:
 
     trainer: ScriptTrainer
     engine: MeteredEngine
-    schema: Schema
+    scene: Scene
     fits: Fits
     candidates: dict[bytes, tuple[Candidate, Trial]] = field(default_factory=dict)
     blends: dict[tuple[object, ...], tuple[Candidate, float]] = field(default_factory=dict)
@@ -120,7 +121,7 @@ class Shared:
         return replace(candidate, training=training, objects=objects), trial.seconds
 
     def _trial(self, rows: pa.Table, cutoff: datetime, model: Path) -> Trial:
-        fitted = self.trainer.fitted(ordered(rows), self.schema, cutoff=cutoff, trial=True)
+        fitted = self.trainer.fitted(ordered(rows), self.scene.schema, cutoff=cutoff, trial=True)
         return Trial.kept(fitted, model, self.engine.seconds)
 
     def finished(
@@ -146,17 +147,49 @@ class Shared:
         own = replace(made, kind=candidate.kind, parent=candidate.parent)
         return own, seconds
 
-    def serve(self, held: Mapping[str, bytes], number: int, rows: pa.Table) -> Served:
-        """How the release with these objects answers `rows`, which are window `number`.
+    def score(
+        self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None
+    ) -> pa.Table:
+        """As `Trainer.score`, of rows of the stream: from the answers to whole windows, so that a
+        row is answered once by a model, however often it is looked at.
+        """
+        places = self.fits.places(rows)
+        numbers = np.searchsorted(self.scene.edges, places, side="right") - 1
+        held = {"model": model, "schema": schema.to_json().encode()}
+        bare, order = [_UNSCORED], []
+        for number in np.unique(numbers).tolist():
+            mine = np.flatnonzero(numbers == number)
+            if number < 0:  # before the first window nothing was served
+                bare.append(self.trainer.score(model, rows.take(pa.array(mine)), schema))
+            else:
+                served = self.serve(held, number)
+                inside = places[mine] - self.scene.edges[number]
+                if not served.answered[inside].all():  # the model says what it makes of them
+                    return self.trainer.score(model, rows, schema, calibrator)
+                answer = np.cumsum(served.answered) - 1
+                bare.append(served.scores.take(pa.array(answer[inside])))
+            order.append(mine)
+        scores = pa.concat_tables(bare)
+        if order:
+            scores = scores.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
+        if calibrator is None or not scores.num_rows:
+            return scores
+        return self._calibrated(scores, calibrator)
+
+    def serve(self, held: Mapping[str, bytes], number: int) -> Served:
+        """How the release with these objects answers the rows of window `number`.
 
         A model answers a window once, whatever maps its answers.
         """
+        rows = self.scene.part(number)
         model, schema = (_digest(held[name]) for name in ("model", "schema"))
         key = model, schema, number
         if key not in self.answers:
             self.answers[key] = self._served(held, rows)
         bare = self.answers[key]
-        return self._mapped(bare, held["calibrator"], rows) if "calibrator" in held else bare
+        if "calibrator" not in held or not bare.scores.num_rows:
+            return bare
+        return self._mapped(bare, held["calibrator"], rows)
 
     def _served(self, held: Mapping[str, bytes], rows: pa.Table) -> Served:
         schema = Schema.from_json(held["schema"])
@@ -168,12 +201,14 @@ class Shared:
         return Served(~refused, scores, _loss(~refused, scores, rows, schema), refusals)
 
     def _mapped(self, bare: Served, calibrator: bytes, rows: pa.Table) -> Served:
-        if not bare.scores.num_rows:
-            return bare
-        target = self.schema.target
-        output = Calibrator.from_json(calibrator).apply(outputs(bare.scores, target), target)
-        scores = tabulate(output, target)
-        return replace(bare, scores=scores, loss=_loss(bare.answered, scores, rows, self.schema))
+        scores = self._calibrated(bare.scores, calibrator)
+        loss = _loss(bare.answered, scores, rows, self.scene.schema)
+        return replace(bare, scores=scores, loss=loss)
+
+    def _calibrated(self, scores: pa.Table, calibrator: bytes) -> pa.Table:
+        target = self.scene.schema.target
+        output = Calibrator.from_json(calibrator).apply(outputs(scores, target), target)
+        return tabulate(output, target)
 
 
 def _loss(answered: NDArray[np.bool_], scores: pa.Table, rows: pa.Table, schema: Schema) -> Floats:
@@ -224,7 +259,7 @@ class PolicyTrainer:
         return history
 
     def schema_of(self, loaded: pa.Table) -> Schema:  # noqa: ARG002 - the whole stream has one
-        return self._shared.schema
+        return self._shared.scene.schema
 
     def rows_of(self, loaded: pa.Table, schema: Schema, at: datetime) -> pa.Table:  # noqa: ARG002 - they have this form
         return loaded
@@ -273,7 +308,9 @@ class PolicyTrainer:
     def score(
         self, model: bytes, rows: pa.Table, schema: Schema, calibrator: bytes | None = None
     ) -> pa.Table:
-        return self._shared.trainer.score(model, rows, schema, calibrator)
+        if "prediction_id" not in rows.column_names:  # golden rows
+            return self._shared.trainer.score(model, rows, schema, calibrator)
+        return self._shared.score(model, rows, schema, calibrator)
 
     def query(self, candidate: Candidate) -> Queried:
         return self._shared.trainer.query(candidate)

@@ -116,17 +116,15 @@ def _serve(
 ) -> Served:
     """Let the champion answer a window, and journal it as a server would have."""
     champion = _champion(releases)
-    served = _answers(scene, shared, releases, champion, number)
+    served = _answers(shared, releases, champion, number)
     _journal(journal, scene.part(number), served, champion.id)
     journal.reject(served.refusals, scene.windows[number].start)
     return served
 
 
-def _answers(
-    scene: Scene, shared: Shared, releases: MemoryReleases, release: Release, number: int
-) -> Served:
+def _answers(shared: Shared, releases: MemoryReleases, release: Release, number: int) -> Served:
     held = {name: releases.object(release, name) for name in release.manifest["objects"]}
-    return shared.serve(held, number, scene.part(number))
+    return shared.serve(held, number)
 
 
 def _after(
@@ -137,7 +135,7 @@ def _after(
     def after(place: slice) -> tuple[Floats, Floats]:
         first, last = (scene.edges.index(edge) for edge in (place.start, place.stop))
         found = [
-            [_answers(scene, shared, releases, release, i).loss for i in range(first, last)]
+            [_answers(shared, releases, release, i).loss for i in range(first, last)]
             for release in (new, old)
         ]
         promoted, replaced = (np.concatenate([[], *losses]) for losses in found)
