@@ -297,7 +297,7 @@ def test_a_blend_is_made_once_for_all_policies_and_paid_once_by_each():
         return replace(candidate, members=(*older.members, rows))
 
     shared = Shared(
-        SimpleNamespace(finished=finished), SimpleNamespace(seconds=2.0), schema=None, fits=None
+        SimpleNamespace(finished=finished), SimpleNamespace(seconds=2.0), scene=None, fits=None
     )
     for parent in ("a", "b"):
         trainer, mine = PolicyTrainer(shared, None), replace(one, parent=parent)
