@@ -156,10 +156,10 @@ class Challenge(Stores):
         """
         if not self._by_maps:
             return candidate
-        try:
-            made = maps.given(self, candidate, until, now)
-        except TrainingError as error:
-            self.audit.write("calibration_failed", now, {"reason": cause(error)})
+        made = maps.given(self, candidate, until, now)
+        if made is None:
+            reason = "Too few rows are known that the new model has not seen, for a map."
+            self.audit.write("calibration_failed", now, {"reason": reason})
             return candidate
         self.query(made)
         self.audit.write("calibrated", now, fitted(made))

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from homeostat import recalibrate
 from homeostat.binning import moments
-from homeostat.errors import TrainingError
 from homeostat.past import MOVES, RECORD, UNMAPPED, Past
 from homeostat.recalibrate import RIDGE
 from homeostat.records import MICROSECOND, Candidate, Json, TrainingRows, Window
@@ -132,17 +131,16 @@ def record(by: Stores, now: datetime) -> None:
         start = window.end
 
 
-def given(by: Stores, candidate: Candidate, until: datetime, now: datetime) -> Candidate:
+def given(by: Stores, candidate: Candidate, until: datetime, now: datetime) -> Candidate | None:
     """The candidate with the map that it is to serve with from the start, by the record, of the
-    last rows before `until`, the end of those that judged it.
-
-    Raises TrainingError where too few rows are known that its model has not seen.
+    last rows before `until`, the end of those that judged it; None where too few rows are known
+    that its model has not seen.
     """
     settings, rule = by.settings, chosen(by.audit.past(), by.settings)
     rows = unseen(by, Model.made(candidate), Window(until - reach(settings), until), now)
     calibrator = rule.fit(rows, until, settings)
     if calibrator is None:
-        raise TrainingError("too few rows are known that the new model has not seen, for a map.")
+        return None
     return mapped(by, candidate, calibrator, rule.rows(rows, until, settings), now)
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Tail: TypeAlias = Callable[[float], float]
 
 TAIL = 0.02  # share of a number's rows up to which a bin counts as rare
+TAILS = ("low tail", "high tail")
+SPELL = 2  # blocks that a spell may last
 LEAST_CELLS = 5  # that a number has where its ends have inner neighbours: two, two, and null
 
 
@@ -61,7 +63,7 @@ class Tested:
 
 def column_tests(column: Column, before: Counts, after: Counts, layout: Layout) -> Tested:
     """Both with shape (blocks, cells), null last; without stretches rows are independent."""
-    scores, names = _scores(column, before, after, layout)
+    scores, names = _scores(column, before, after)
     parts = [
         _contrasts(names, scores, before, after, layout),
         _shape(column, before, after, layout),
@@ -72,9 +74,7 @@ def column_tests(column: Column, before: Counts, after: Counts, layout: Layout) 
     )
 
 
-def _scores(
-    column: Column, before: Counts, after: Counts, layout: Layout
-) -> tuple[Floats, tuple[str, ...]]:
+def _scores(column: Column, before: Counts, after: Counts) -> tuple[Floats, tuple[str, ...]]:
     """A score for each cell and aspect, shape (cells, k): an aspect's contrast is a mean score.
 
     Numbers: *location*, the ridit 2u − 1 of the pooled rows (Bross 1958, Biometrics 14:18), so that
@@ -82,16 +82,12 @@ def _scores(
     Bradley (1960, Ann. Math. Stat. 31:1174); null is neutral in both; *nulls*, whether it is null;
     *low tail* and *high tail*, whether it lies at one end (`_ends`): ridits end at ±1 however far a
     column moves, while the share of values that were hardly ever seen grows from next to nothing.
-    Shorter stretches tell nothing of the ends: a stream leaves its range in spells, and how often,
-    a few of them cannot say.
     Levels: whether it is this one, those together of which five are not expected in the window.
     """
     pool = before.sum(axis=0) + after.sum(axis=0)
     if column.ordered:
-        if layout.known and not layout.calibrated:
-            return number_scores(pool), ("location", "spread", "nulls")
         scores = np.column_stack([number_scores(pool), _ends(pool)])
-        return scores, ("location", "spread", "nulls", "low tail", "high tail")
+        return scores, ("location", "spread", "nulls", *TAILS)
     enough = pool * (after.sum() / pool.sum()) >= MIN_EXPECTED
     scores = np.eye(len(pool))[:, enough]
     if pool[~enough].sum():
@@ -141,13 +137,22 @@ def _contrasts(
             rows: Tail = partial(_gaussian, scale=float(np.sqrt(variance[place] * gaps.now)))
         else:
             rows = partial(_share, sign=np.sign(gap), before=held, n=n, m=m)
-        blocks = partial(_student, scale=float(scale[place]), windows=layout.windows)
+        blocks: Tail = partial(_student, scale=float(scale[place]), windows=layout.windows)
+        if name in TAILS and layout.known and not layout.calibrated:
+            blocks = partial(_spell, least=SPELL / len(after), blocks=blocks)
         aspects.append(Aspect(name, abs(gap), blocks, rows))
     return Tested(tuple(aspects), smallest)
 
 
 def _student(distance: float, scale: float, windows: int) -> float:
     return float(two_sided(distance, scale, windows))
+
+
+def _spell(distance: float, least: float, blocks: Tail) -> float:
+    """Of a tail among shorter stretches. A stream leaves its range in spells, and how often, a few
+    of them cannot say: as much as some whole blocks of the window could bring is no sign of drift.
+    """
+    return blocks(distance) if distance > least else 1.0
 
 
 def _gaussian(distance: float, scale: float) -> float:
