@@ -490,6 +490,10 @@ def test_a_budget_bounds_the_trainings_of_a_period():
     assert decide(DRIFT, spent, NOW + 40 * DAY, rule).action is Action.RETRAIN
 
 
+def test_one_training_is_always_there_even_by_a_clock_that_lies_before_the_first_release():
+    assert decide(DRIFT, Past(began=NOW + 9 * DAY), NOW, RULE).action is Action.RETRAIN
+
+
 def test_a_budget_is_earned_as_evenly_as_time_passes_and_one_is_there_at_once():
     rule = Decide(cooldown=DAY, budget=2, budget_period=100 * DAY)
     assert decide(DRIFT, Past(began=NOW), NOW, rule).action is Action.RETRAIN

@@ -236,8 +236,8 @@ def _allowed(wanted: Decision, past: Past, now: datetime, rule: Decide) -> Decis
         return Decision(Action.HOLD, "cooldown", reason, numbers)
     if rule.budget is not None:
         spent = sum(now - at < rule.budget_period for at in past.trainings)
-        passed = min((now - past.began) / rule.budget_period, 1.0) if past.began else 1.0
-        if spent + 1 > 1 + rule.budget * passed:
+        passed = (now - past.began) / rule.budget_period if past.began else 1.0
+        if spent > rule.budget * min(max(passed, 0.0), 1.0):
             reason = (
                 f"{wanted.reason} But {spent} trainings use up what decide.budget allows: "
                 f"{rule.budget} in {_days(rule.budget_period)}, and one beforehand."
