@@ -38,8 +38,9 @@ demo: setup  ## a year of real flights, from the first training to the last prom
 screenshots: setup  ## docs/page*.png (needs chromium; DEMO=folder of a finished demo, else a short one)
 	$(BIN)/python .ci/screenshots.py $(DEMO)
 
+# Files in their order: by their number of tests, the slowest files, which have few, would come last.
 test: setup  ## all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: setup  ## faults and loads in full: hundreds of kills, a thousand swaps (see docs/faults.md)
 	$(BIN)/python -m pytest -m soak -s $(ARGS)
