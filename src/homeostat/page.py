@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files as packaged
 from typing import TYPE_CHECKING, Any
@@ -99,24 +99,27 @@ def shade(ratio: float | None) -> str:
     return "0" if ratio is None else f"{min(1.0, 0.06 + 0.47 * ratio):.2f}"
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
+def templates(read: Callable[[str], str]) -> Environment:
+    """The templates that `read` gives by name; Jinja2 escapes every value, and an unknown one is an
+    error. Filters are `shown`, `sentence` and `number`.
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        loader=FunctionLoader(_text),
+        loader=FunctionLoader(read),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "shown": shown,
-        "sentence": sentence,
-        "number": number,
-        "described": described,
-        "shade": shade,
-    }
+    environment.filters |= {"shown": shown, "sentence": sentence, "number": number}
+    return environment
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = templates(_text)
+    environment.filters |= {"described": described, "shade": shade}
     environment.globals["area"] = area
     return environment
 

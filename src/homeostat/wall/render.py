@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from homeostat.page import number, sentence, shown
+from homeostat.page import sentence, shown, templates
 from homeostat.wall.story import interval
 
 if TYPE_CHECKING:
@@ -99,19 +99,8 @@ def duration(value: float | None) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FunctionLoader(_text),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(_text)
     environment.filters |= {
-        "shown": shown,
-        "sentence": sentence,
-        "number": number,
         "figure": figure,
         "moment": moment,
         "timed": timed,
