@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from homeostat.challenge import Challenge
 from homeostat.monitor.metrics import Scores, chosen
+from homeostat.monitor.performance import cohort
 from homeostat.records import Interval, Performance, Release, Window
 from homeostat.reservoir import Reservoir
 from homeostat.schema import Schema
@@ -34,7 +35,9 @@ def beside(
     if told.realised is None or first.id == champion.id:
         return told
     schema = Schema.from_json(by.releases.object(first, "schema"))
-    rows = _rows(by, champion, schema, _cohort(by, told, window, now), now)
+    mature = now - by.settings.labels.delay
+    window = cohort(window, mature, late=bool(told.lag_days))
+    rows = _rows(by, champion, schema, window, now)
     if rows is None:
         return told
     return replace(told, first_release=_metric(by, first, told.metric, schema, rows))
@@ -44,14 +47,6 @@ def _first(by: Challenge, release: Release) -> Release:
     while release.manifest["parent"] is not None:
         release = by.releases.get(release.manifest["parent"])
     return release
-
-
-def _cohort(by: Challenge, told: Performance, window: Window, now: datetime) -> Window:
-    """The rows of the realised figure, as `monitor.performance` has them."""
-    mature = now - by.settings.labels.delay
-    if told.lag_days:
-        return Window(mature - window.length, mature)
-    return Window(window.start, max(window.start, min(window.end, mature)))
 
 
 def _rows(

@@ -152,14 +152,22 @@ def _compared(performance: Performance, now: Interval | None) -> Hurts:
     return Hurts.NO if high <= bound else Hurts.UNKNOWN
 
 
+def cohort(window: Window, mature_until: datetime, *, late: bool) -> Window:
+    """When the rows of the realised figure occurred. `late`: the labels of `window` are yet to
+    come, so that it is of the newest stretch as long as that (`Scope.lag`).
+    """
+    if late:
+        return Window(mature_until - window.length, mature_until)
+    return Window(window.start, max(window.start, min(window.end, mature_until)))
+
+
 def _cohort(rows: pa.Table, schema: Schema, scope: Scope) -> tuple[pa.Table, float]:
     """The champion's rows of the newest window whose labels have come, labelled or not, and what
     share of these they are.
     """
     share = scope.share
     if scope.lag and scope.window is not None and scope.past is not None:
-        end = scope.mature_until
-        window = Window(end - scope.window.length, end)
+        window = cohort(scope.window, scope.mature_until, late=True)
         held = Reservoir(MOST, scope.seed)
         for part in scope.past(window, _bare(schema)):
             held.add(_mine(part, schema, scope))
