@@ -133,6 +133,30 @@ def rewrite(root: Path, code: str) -> None:
     (root / "src" / "training" / "train.py").write_text(code)
 
 
+def wrapped(name: str, code: str) -> str:
+    """The usual training script, its estimator wrapped in what `code` defines as `name`."""
+    return (
+        TRAIN.replace("return make_pipeline(", f"return {name}(make_pipeline(").replace(
+            ".fit(frame, target)", ".fit(frame, target))"
+        )
+        + code
+    )
+
+
+def trained(root: Path, engine: LocalEngine, frame: pd.DataFrame, until: int) -> Path:
+    """A project with its first model, and labelled traffic up to that day."""
+    make(root, days(frame, 0, LOADED))
+    with turning(root, engine, LOADED) as loop:
+        loop.train()
+    serve(root, days(frame, LOADED, until))
+    return root
+
+
+def bodies(root: Path, kind: str) -> list:
+    """The bodies of the audit chain's lines of this kind."""
+    return [line["body"] for line in project(root).audit.lines() if line["kind"] == kind]
+
+
 def copied(root: Path, to: Path) -> Path:
     shutil.copytree(root, to)
     return to

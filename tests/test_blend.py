@@ -20,6 +20,7 @@ from hypothesis.extra.numpy import arrays
 from loop_fixtures import (
     LOADED,
     TRAIN,
+    bodies,
     copied,
     days,
     make,
@@ -27,7 +28,9 @@ from loop_fixtures import (
     rewrite,
     serve,
     stream,
+    trained,
     turning,
+    wrapped,
 )
 from scipy import special
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -218,22 +221,10 @@ def engine():
         yield warm
 
 
-def trained(root, engine, frame):
-    make(root, days(frame, 0, LOADED))
-    with turning(root, engine, LOADED) as loop:
-        loop.train()
-    serve(root, days(frame, LOADED, LATER))
-    return root
-
-
 def challenged(root, engine, day=LATER, **training):
     training = {"min_rows": 100, **training}
     with turning(root, engine, day, training=training, gate=GATE) as loop:
         return loop.retrain(force=True)
-
-
-def bodies(root, kind):
-    return [line["body"] for line in project(root).audit.lines() if line["kind"] == kind]
 
 
 def moving():
@@ -248,7 +239,7 @@ def moving():
 def promoted(tmp_path_factory, engine):
     """Two promotions after the first model, a fortnight apart."""
     frame = moving()
-    root = trained(tmp_path_factory.mktemp("moving") / "p", engine, frame)
+    root = trained(tmp_path_factory.mktemp("moving") / "p", engine, frame, LATER)
     assert challenged(root, engine).promoted
     serve(root, days(frame, LATER, LATER + 14))
     outcome = challenged(root, engine, LATER + 14)
@@ -335,7 +326,7 @@ def test_the_status_says_of_how_many_models_the_champion_is(promoted, capsys):
 
 
 def test_after_an_abrupt_change_the_new_model_serves_without_the_older_ones(tmp_path, engine):
-    root = trained(tmp_path / "p", engine, stream())
+    root = trained(tmp_path / "p", engine, stream(), LATER)
     outcome = challenged(root, engine)
     (told,) = bodies(root, "trained")
     (beside,) = told["beside"]
@@ -349,7 +340,7 @@ def test_after_an_abrupt_change_the_new_model_serves_without_the_older_ones(tmp_
 
 
 def test_without_a_refit_the_blend_that_was_judged_is_released_whole(tmp_path, engine):
-    root = trained(tmp_path / "p", engine, moving())
+    root = trained(tmp_path / "p", engine, moving(), LATER)
     outcome = challenged(root, engine, refit=False)
     (told,) = bodies(root, "trained")
     champion = project(root).releases.champion()
@@ -360,7 +351,7 @@ def test_without_a_refit_the_blend_that_was_judged_is_released_whole(tmp_path, e
 
 
 def test_with_blend_1_the_fitted_estimator_alone_is_released(tmp_path, engine):
-    root = trained(tmp_path / "p", engine, moving())
+    root = trained(tmp_path / "p", engine, moving(), LATER)
     assert challenged(root, engine, blend=1).promoted
     champion = project(root).releases.champion()
     model = pickle.loads(project(root).releases.object(champion, "model"))
@@ -370,11 +361,9 @@ def test_with_blend_1_the_fitted_estimator_alone_is_released(tmp_path, engine):
     assert bodies(root, "trained")[0]["beside"] == []
 
 
-OLD_PICKLE = (
-    TRAIN.replace("return make_pipeline(", "return aged(make_pipeline(").replace(
-        ".fit(frame, target)", ".fit(frame, target))"
-    )
-    + """
+OLD_PICKLE = wrapped(
+    "aged",
+    """
 import pickle, sklearn, warnings
 
 class Aged:
@@ -395,7 +384,7 @@ class Aged:
 
 def aged(model):
     return Aged(model)
-"""
+""",
 )
 
 
@@ -416,7 +405,7 @@ def test_a_model_that_another_scikit_learn_pickled_is_left_out_of_the_blend_and_
 
 
 def test_a_challenger_with_another_column_is_judged_alone(tmp_path, engine):
-    root = trained(tmp_path / "p", engine, moving())
+    root = trained(tmp_path / "p", engine, moving(), LATER)
     pd.read_parquet(root / "rows.parquet").assign(more=1.0).to_parquet(root / "rows.parquet")
     outcome = challenged(root, engine)
     (told,) = bodies(root, "trained")

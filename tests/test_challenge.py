@@ -11,15 +11,15 @@ from loop_fixtures import (
     LOADED,
     SABOTAGED,
     TRAIN,
+    bodies,
     contents,
     copied,
-    days,
-    make,
     project,
     rewrite,
-    serve,
     stream,
+    trained,
     turning,
+    wrapped,
 )
 
 from homeostat import fit
@@ -45,24 +45,17 @@ def hinted(frame):
     return frame.assign(hint=np.where(known, frame["target"] * 2.0 - 1, draw))
 
 
-def trained(tmp_path_factory, engine, frame, name):
-    root = make(tmp_path_factory.mktemp(name) / "p", days(frame, 0, LOADED))
-    with turning(root, engine, LOADED) as loop:
-        loop.train()
-    serve(root, days(frame, LOADED, LATER))
-    return root
-
-
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory, engine):
     """The world changed when the champion was trained; three weeks of labelled traffic since."""
-    return trained(tmp_path_factory, engine, stream(), "changed")
+    return trained(tmp_path_factory.mktemp("changed") / "p", engine, stream(), LATER)
 
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory, engine):
     """Nothing changed, in three weeks of labelled traffic."""
-    return trained(tmp_path_factory, engine, hinted(stream(shift=0)), "quiet")
+    frame = hinted(stream(shift=0))
+    return trained(tmp_path_factory.mktemp("quiet") / "p", engine, frame, LATER)
 
 
 @pytest.fixture
@@ -75,10 +68,6 @@ def challenged(root, engine, *, recent=0.0, blend=1, **gate):
     training = {"recent": recent, "blend": blend, "min_rows": 100}
     with turning(root, engine, LATER, training=training, gate={**GATE, **gate}) as loop:
         return loop.retrain(force=True)
-
-
-def bodies(root, kind):
-    return [line["body"] for line in project(root).audit.lines() if line["kind"] == kind]
 
 
 # --- challengers side by side ---
@@ -134,9 +123,6 @@ def test_where_the_newest_rows_are_too_few_there_is_one_challenger(changed, fres
 
 # --- whatever is wrong is refused, and nothing changes ---
 
-WRAPPED = TRAIN.replace("return make_pipeline(", "return Odd(make_pipeline(").replace(
-    ".fit(frame, target)", ".fit(frame, target))"
-)
 ODD = """
 import threading, time
 import numpy as np
@@ -156,20 +142,18 @@ class Odd:
 
 
 def odd(body):
-    return WRAPPED + ODD.format(body=body)
+    return wrapped("Odd", ODD.format(body=body))
 
 
-OLD_PICKLE = (
-    TRAIN.replace("return make_pipeline(", "return aged(make_pipeline(").replace(
-        ".fit(frame, target)", ".fit(frame, target))"
-    )
-    + """
+OLD_PICKLE = wrapped(
+    "aged",
+    """
 import pickle, sklearn
 
 def aged(model):
     version = sklearn.__version__.encode()
     return pickle.loads(pickle.dumps(model).replace(version, b"9" + version[1:]))
-"""
+""",
 )
 
 WRONG = {

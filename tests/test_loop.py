@@ -19,6 +19,7 @@ from loop_fixtures import (
     TRAIN,
     CountingEngine,
     Heard,
+    bodies,
     contents,
     copied,
     days,
@@ -28,6 +29,7 @@ from loop_fixtures import (
     serve,
     stream,
     turning,
+    wrapped,
 )
 
 from homeostat.build import load_project
@@ -105,10 +107,6 @@ def fresh(tmp_path):
 
 def kinds(root):
     return [line["kind"] for line in project(root).audit.lines()]
-
-
-def bodies(root, kind):
-    return [line["body"] for line in project(root).audit.lines() if line["kind"] == kind]
 
 
 def time_of(body, *names):
@@ -295,11 +293,9 @@ def test_a_sabotaged_challenger_is_refused_and_everything_stays_byte_for_byte(qu
     assert project(root).audit.verify() == 5
 
 
-CARELESS = (
-    TRAIN.replace("return make_pipeline(", "return Careless(make_pipeline(").replace(
-        ".fit(frame, target)", ".fit(frame, target))"
-    )
-    + """
+CARELESS = wrapped(
+    "Careless",
+    """
 
 import numpy as np
 
@@ -315,7 +311,7 @@ class Careless:
 
     def predict(self, frame):
         return self.classes_[self.predict_proba(frame).argmax(axis=1)]
-"""
+""",
 )
 """Learns what drifted, and turns its answers round for small amounts."""
 
