@@ -331,6 +331,7 @@ def test_run_goes_on_after_a_refusal_and_stops_when_it_is_told(untrained, fresh)
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "HOMEOSTAT_RUN__PORT": "0"},
     ) as running:  # fmt: skip
+        assert running.stdout.readline().startswith("Acting alone has to be earned by a replay")
         assert running.stdout.readline().startswith("The page is at http://127.0.0.1:")
         assert running.stderr.readline().startswith("error there is no champion yet.")
         assert running.stdout.readline() == "Next step in 1 day, 0:00:00.\n"

@@ -483,9 +483,14 @@ def test_a_journal_comes_back_as_the_frame_that_it_was_made_of():
 
 def test_the_verb_without_a_file_replays_the_journal(tmp_path, monkeypatch):
     frame, asked = stream(40, shift=0), {}
+
+    def replayed(*rows, **how):
+        asked.update(how, rows=rows)
+        return SimpleNamespace(merits={})
+
     rooms = {name: sys.modules[f"homeostat.replay{name}"] for name in ("", ".source", ".view")}
     monkeypatch.setattr(rooms[".source"], "journalled", lambda *_: (frame, "target"))
-    monkeypatch.setattr(rooms[""], "replay", lambda *rows, **how: asked.update(how, rows=rows))
+    monkeypatch.setattr(rooms[""], "replay", replayed)
     monkeypatch.setattr(rooms[".view"], "report", lambda *_, **__: None)
     with pytest.raises(SystemExit) as ended:
         cli.main(["replay", "--project", str(tmp_path), "--policies", "never, oracle:3"])

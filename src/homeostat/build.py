@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from homeostat import decide, release, settings
+from homeostat import autonomy, decide, release, settings
 from homeostat.alerts import alerts
 from homeostat.audit import ChainAudit
 from homeostat.blocks import Kept
@@ -109,11 +109,22 @@ class Project:
             yield rooms
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """The one writer's lock. Raises HomeostatError when another process holds it."""
+    def unattended(self, *, clock: Clock | None = None) -> Iterator[Loop]:
+        """`loop()` for a process that acts without a human: by the mode `approve` where no replay
+        has earned it `auto`.
+        """
+        with self.loop(clock=clock) as rooms:
+            unearned = autonomy.unearned(self.settings, self.audit.lines())
+            yield replace(rooms, settings=autonomy.held(rooms.settings)) if unearned else rooms
+
+    @contextmanager
+    def locked(self, wait: timedelta = timedelta(0)) -> Iterator[None]:
+        """The one writer's lock. Raises HomeostatError when another process holds it for longer
+        than `wait`.
+        """
         folder = self.settings.path(".homeostat")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FileLock(folder / "loop.lock", timeout=0)
+        lock = FileLock(folder / "loop.lock", timeout=wait.total_seconds())
         try:
             lock.acquire()
         except Timeout as error:

@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from homeostat import approval, quarantine, report
+from homeostat import approval, autonomy, quarantine, report
 from homeostat.audit import jsonable
 from homeostat.errors import HomeostatError
 from homeostat.page import shown
@@ -199,9 +199,10 @@ def status(project: Project, *, as_json: bool, markdown: bool) -> None:
     turn = report.newest_turn(project.audit.lines(), last)
     sealed, held = project.journal.sealed, quarantine.held(project.audit.lines())
     waits = approval.waiting(project.audit.lines())
+    unearned = autonomy.unearned(project.settings, project.audit.lines())
     if as_json:
         told = {"champion": champion, "evidence": last, "last": turn, "sealed": sealed}
-        document({**told, "quarantined": held, "waiting": waits})
+        document({**told, "quarantined": held, "waiting": waits, "unearned": unearned})
     elif markdown:
         shown = turn or last
         print(report.summary(shown) if shown else "No window was looked at yet.")
@@ -217,6 +218,8 @@ def status(project: Project, *, as_json: bool, markdown: bool) -> None:
             say("No window was looked at yet: run `homeostat monitor`.")
         else:
             evidence(last, reports, as_json=False)
+        if unearned:
+            say(f"`homeostat run` works by the mode approve: {unearned}")
         for each in waits:
             say(
                 f"{each.release[:12]} ({each.kind}) waits since {each.since:%Y-%m-%d %H:%M} UTC "

@@ -210,6 +210,11 @@ class Decide(Section):
         description="observe: decide and record, but do nothing. approve: what the gate promotes "
         "waits for `homeostat approve`. auto: it serves at once.",
     )
+    proof: Literal["replay", "none"] = Field(
+        "replay",
+        description="What lets `homeostat run` act by the mode auto: a replay of these rules that "
+        "won, until which it works as approve; or none.",
+    )
     cooldown: Duration = Field(
         timedelta(days=21), description="Least time between two trainings of the loop's own accord."
     )

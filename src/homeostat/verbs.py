@@ -10,17 +10,20 @@ from __future__ import annotations
 import getpass
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from homeostat import screen
-from homeostat.build import WallClock, load_project
+from homeostat import autonomy, screen
+from homeostat.build import Project, WallClock, load_project
 from homeostat.errors import HomeostatError
 from homeostat.records import Quarantine
+
+if TYPE_CHECKING:
+    from homeostat.replay import ReplayResult
 
 Folder = Annotated[
     Path, typer.Option("--project", "-p", help="The project's folder.", show_default=True)
@@ -28,6 +31,8 @@ Folder = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Who = Annotated[str | None, typer.Option(help="Who asks, for the audit chain; the user if unset.")]
 HERE = Path()
+PATIENCE = timedelta(minutes=30)
+"""How long a replay waits for a turn of the loop to end before it records what it came to."""
 
 labels = typer.Typer(help="True labels that came another way than /feedback.", no_args_is_help=True)
 log = typer.Typer(help="The journal as files.", no_args_is_help=True)
@@ -262,11 +267,18 @@ def replay(
         Path | None, typer.Option("--project", "-p", help="Fit as this project does.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for replay.json, .png and recommended.toml.")
+        Path | None,
+        typer.Option(
+            help="Folder for replay.json, .png and recommended.toml; "
+            "a new one below reports/replays/ of the project, if there is one."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a policy would have done on one's own history, beside never and a plain schedule."""
+    """What a policy would have done on one's own history, beside never and a plain schedule.
+
+    With a project it is recorded there whether its rules won, and so earned to act alone.
+    """
     from homeostat.draft import read_file
     from homeostat.replay import replay as run
     from homeostat.replay.source import journalled
@@ -298,7 +310,31 @@ def replay(
         project=project,
         progress=True,
     )
-    report(result, out, screen.out, as_json=as_json)
+    if project is None:
+        report(result, out, screen.out, as_json=as_json)
+        return
+    here, now = load_project(project), WallClock().now()
+    if "homeostat" in result.merits:
+        _earned(here, result, now)
+    new = here.settings.path("reports", "replays", f"{now:%Y-%m-%dT%H%M%S}")
+    report(result, out or new, screen.out, as_json=as_json)
+    if not as_json and here.settings.decide.mode == "auto":
+        unearned = autonomy.unearned(here.settings, here.audit.lines())
+        screen.say(unearned or "By these rules `homeostat run` may act alone.")
+
+
+def _earned(project: Project, result: ReplayResult, now: datetime) -> None:
+    """Keep in the audit chain whether the project's own rules won."""
+    merit = result.merits["homeostat"]
+    told = autonomy.told(
+        result.settings,
+        every=result.windows[0].length,
+        windows=len(result.windows),
+        won=merit.won,
+        reason=merit.reason,
+    )
+    with project.locked(PATIENCE):
+        project.audit.write(autonomy.REPLAYED, now, told)
 
 
 def demo(

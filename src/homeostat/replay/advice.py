@@ -22,8 +22,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Merit:
+    """What one rule of `homeostat` came to; `won`: it gained over `never` with a one-sided 95 %
+    bound above 0, and without harm.
+    """
+
+    won: bool
+    reason: str  # one sentence
+
+    @classmethod
+    def of(cls, row: Row, gain: BlockMean) -> Merit:
+        won = gain.bound(1 - CONFIDENCE) > 0 and not row.harmful_promotions
+        reason = (
+            f"{row.policy} would have taken {row.retrains} retrains, {row.recalibrations} "
+            f"recalibrations and {row.cpu_seconds:.0f} CPU seconds of training for a "
+            f"{row.metric.replace('_', ' ')} {abs(row.relative_gain):.1%} "
+            f"{'below' if row.relative_gain >= 0 else 'above'} that of never"
+        )
+        if won:
+            return cls(won, f"{reason}: it has earned to act alone.")
+        if row.harmful_promotions:
+            return cls(won, f"{reason}, but {row.harmful_promotions} of its promotions did harm.")
+        return cls(won, f"{reason}, which may be chance: it has not earned to act alone.")
+
+
+@dataclass(frozen=True, slots=True)
 class Advice:
-    """`won`: gained over `never` with a one-sided 95 % bound above 0, and without harm."""
+    """The best rule and its merit."""
 
     policy: str
     won: bool
@@ -32,27 +57,14 @@ class Advice:
 
 
 def advised(
-    scene: Scene, rules: Mapping[str, Decide], rows: Sequence[Row], gains: Mapping[str, BlockMean]
+    scene: Scene, rules: Mapping[str, Decide], rows: Sequence[Row], merits: Mapping[str, Merit]
 ) -> Advice:
     """Of the rules without harmful promotions the best one, or of all where each has some."""
     ours = [row for row in rows if row.policy in rules]
     best = min(ours, key=lambda row: (row.harmful_promotions > 0, row.value))
-    low = gains[best.policy].bound(1 - CONFIDENCE)
-    won = low > 0 and not best.harmful_promotions
-    rule = rules[best.policy].model_copy(update={"mode": "auto" if won else "observe"})
-    reason = (
-        f"{best.policy} would have taken {best.retrains} retrains, {best.recalibrations} "
-        f"recalibrations and {best.cpu_seconds:.0f} CPU seconds of training for a "
-        f"{best.metric.replace('_', ' ')} {abs(best.relative_gain):.1%} "
-        f"{'below' if best.relative_gain >= 0 else 'above'} that of never"
-    )
-    if won:
-        reason += ": it has earned to act alone."
-    elif best.harmful_promotions:
-        reason += f", but {best.harmful_promotions} of its promotions did harm."
-    else:
-        reason += ", which may be chance: it has not earned to act alone."
-    return Advice(best.policy, won, _settings(scene, rule), reason)
+    merit = merits[best.policy]
+    rule = rules[best.policy].model_copy(update={"mode": "auto" if merit.won else "observe"})
+    return Advice(best.policy, merit.won, _settings(scene, rule), merit.reason)
 
 
 def _settings(scene: Scene, rule: Decide) -> str:

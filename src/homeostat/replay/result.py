@@ -18,9 +18,10 @@ import numpy as np
 from homeostat.errors import HomeostatError
 from homeostat.records import Interval, Window
 from homeostat.replay import plot
-from homeostat.replay.advice import Advice, advised
+from homeostat.replay.advice import Advice, Merit, advised
 from homeostat.replay.policies import BASELINES, Ours, Strategy
 from homeostat.replay.track import Mark, Scene, Track
+from homeostat.settings import Settings
 from homeostat.stats import BlockMean, block_keys
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class ReplayResult:
     windows: tuple[Window, ...]
     compared: int  # labelled rows that every policy answered
     said: tuple[str, ...]
+    settings: Settings  # of the loops
+    merits: Mapping[str, Merit]  # of each rule of `homeostat`, by its name
     advice: Advice | None  # settings to take from here; None where `homeostat` was not compared
     cost: Cost
 
@@ -142,8 +145,19 @@ def summarise(
     if added:
         notes.append(f"{' and '.join(added)} are what the others are measured against.")
     rules = {each.name: each.rule for each in strategies if isinstance(each, Ours)}
-    advice = advised(scene, rules, rows, {name: gains[name] for name in rules}) if rules else None
-    return ReplayResult(rows, curves, scene.windows, int(common.sum()), tuple(notes), advice, cost)
+    merits = {row.policy: Merit.of(row, gains[row.policy]) for row in rows if row.policy in rules}
+    advice = advised(scene, rules, rows, merits) if rules else None
+    return ReplayResult(
+        rows=rows,
+        curves=curves,
+        windows=scene.windows,
+        compared=int(common.sum()),
+        said=tuple(notes),
+        settings=scene.settings,
+        merits=merits,
+        advice=advice,
+        cost=cost,
+    )
 
 
 def _metric(loss: Floats, metric: str) -> float:

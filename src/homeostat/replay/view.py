@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from homeostat.errors import HomeostatError
+from homeostat.plot import can_draw
 from homeostat.replay.result import NAMES, ReplayResult
 
 
@@ -63,8 +64,8 @@ def progress(*, shown: bool) -> Iterator[Bar]:
 
 
 def report(result: ReplayResult, out: Path | None, console: Console, *, as_json: bool) -> None:
-    """Print the result, and write `replay.json`, `replay.png` and, where `homeostat` was compared,
-    `recommended.toml` into `out`.
+    """Print the result, and write `replay.json`, `replay.png` where Matplotlib is there, and
+    `recommended.toml` where `homeostat` was compared, into `out`.
 
     Raises HomeostatError where these cannot be written.
     """
@@ -74,19 +75,25 @@ def report(result: ReplayResult, out: Path | None, console: Console, *, as_json:
         _show(result, console)
     if out is None:
         return
-    names = [out / "replay.json", out / "replay.png"]
+    names = [out / "replay.json"]
     try:
         out.mkdir(parents=True, exist_ok=True)
         names[0].write_text(result.to_json(), encoding="utf-8")
-        result.plot(names[1])
         if result.advice is not None:
             names.append(out / "recommended.toml")
             names[-1].write_text(result.advice.settings, encoding="utf-8")
+        if can_draw():
+            names.append(out / "replay.png")
+            result.plot(names[-1])
     except OSError as error:
         raise HomeostatError(f"{out} cannot be written: {error.strerror}.") from error
     if not as_json:
         for name in names:
             console.print(f"[dim]wrote[/] {escape(str(name))}")
+        if not can_draw():
+            console.print(
+                "no picture: Matplotlib is missing, which 'homeostat[demo]' brings", markup=False
+            )
 
 
 def _show(result: ReplayResult, console: Console) -> None:

@@ -18,6 +18,7 @@ from typing import TypeVar
 from homeostat import looks
 from homeostat.approval import Waiting
 from homeostat.audit import Place, jsonable, since
+from homeostat.autonomy import unearned
 from homeostat.build import Project
 from homeostat.errors import HomeostatError, cause
 from homeostat.notes import Order, orders
@@ -50,6 +51,7 @@ class View:
     names: tuple[str, ...] = ()  # of columns, by their place
     waiting: tuple[Waiting, ...] = ()
     pinned: str | None = None
+    unearned: str = ""  # why the loop may not release on its own by the mode auto
     seconds: Mapping[str, float] = field(default_factory=dict)
     champion: str = ""  # id
     releases: Mapping[str, Release] = field(default_factory=dict)  # that served or wait, by id
@@ -159,6 +161,7 @@ class Board:
             names=tuple(ledger.names),
             waiting=ledger.waiting,
             pinned=ledger.pinned,
+            unearned=unearned(self._project.settings, ledger.replays),
             seconds=dict(ledger.seconds),
             champion=champion.id if champion else "",
             releases=self._released(wanted | ({champion.id} if champion else set())),

@@ -14,6 +14,7 @@ import numpy as np
 
 from homeostat import approval
 from homeostat.approval import Waiting
+from homeostat.autonomy import REPLAYED
 from homeostat.past import MOVES, PINS, PROBATION
 from homeostat.records import Json
 
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
 Line: TypeAlias = Mapping[str, Json]
 
-OPENS = frozenset(
-    {"decided", "first", "adopted", "approved", "rolled_back", "order_refused", "recovered"} | PINS
-)
+OPENS = PINS | {
+    *("decided", "first", "adopted", "approved", "rolled_back", "order_refused", "recovered"),
+    REPLAYED,
+}
 """Kinds of line that people see as an entry of their own, unless they belong to one before."""
 
 EARLY = frozenset({"probation", "probation_failed", "beside_failed", "quarantined"})
@@ -101,6 +103,7 @@ class Ledger:
     moves: list[Move] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # of the fits behind a release
     pinned: str | None = None  # by whom
+    replays: list[Line] = field(default_factory=list)  # of the project's own rules
     count: int = 0
     _waiting: list[Line] = field(default_factory=list)
     _open: bool = False  # whether lines belong to the last turn
@@ -130,10 +133,7 @@ class Ledger:
             return
         if kind == "decided" and body.get("evidence"):
             look = self._look(line, body["evidence"])
-        if kind in MOVES or kind == approval.WAITING:
-            self._waiting.append(line)
-        if kind in PINS:
-            self.pinned = body["by"] if kind == "pinned" else None
+        self._stands(kind, line)
         if kind in EARLY:
             self._early += ((kind, _sentence(kind, body)),)
             return
@@ -145,8 +145,17 @@ class Ledger:
             self.turns[-1] = _further(self.turns[-1], kind, body)
         if kind in MOVES or kind == approval.WAITING:
             self._moved(kind, line)
-        if kind in {"rolled_back", "approved", "order_refused"} | PINS and own:
+        if kind in {"rolled_back", "approved", "order_refused", REPLAYED} | PINS and own:
             self._open = kind == "approved"
+
+    def _stands(self, kind: str, line: Line) -> None:
+        """What holds from this line on."""
+        if kind in MOVES or kind == approval.WAITING:
+            self._waiting.append(line)
+        elif kind == REPLAYED:
+            self.replays.append(line)
+        elif kind in PINS:
+            self.pinned = line["body"]["by"] if kind == "pinned" else None
 
     def _moved(self, kind: str, line: Line) -> None:
         release = line["body"]["release"]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from homeostat import autonomy
 from homeostat.build import Project, WallClock
 from homeostat.errors import HomeostatError
 from homeostat.notes import orders
@@ -36,13 +37,19 @@ def run(
 ) -> None:
     """Steps and orders until SIGINT or SIGTERM; `say` is told where the page is to be found."""
     home = project.settings.path(".homeostat")
-    turns = Turns(project.loop, orders(home), WallClock(), project.settings.run.every)
+    turns = Turns(project.unattended, orders(home), WallClock(), project.settings.run.every)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: turns.stop())
 
     def waits(every: timedelta) -> None:
         say(f"Next step in {every}.")
 
+    unearned = autonomy.unearned(project.settings, project.audit.lines())
+    if unearned:
+        say(
+            f"{unearned} Until one has won, what the gate promotes waits for `homeostat approve`. "
+            "Inside the project `homeostat replay` makes one; decide.proof = 'none' waives it."
+        )
     if not project.settings.run.page:
         turns.run(report, problem, waits)
         return

@@ -80,6 +80,8 @@ def _sentences(view: View) -> Iterator[str]:
         return
     yield f"The last look, {{{last.at}}}: {last.reason}"
     yield _hurt(last)
+    if view.unearned:
+        yield f"What the gate promotes waits for approval. {view.unearned}"
 
 
 def _hurt(last: Look) -> str:
