@@ -19,6 +19,7 @@ from scipy.spatial.distance import jensenshannon
 from streams import Draw, Stream
 
 ROWS = 2_000  # that the classifier is shown at most, half of them from each side
+FOLDS = 3  # of the cross-validation by which it is judged
 LEAST = 1e-4  # what a share of zero counts as in the PSI
 
 
@@ -146,12 +147,15 @@ def merged(pair: Pair, values: np.ndarray) -> Pair:
 def classifier(reference: pa.Table, current: pa.Table, seed: int) -> float:
     """Area under the ROC curve of boosted trees, out of fold, that tell the two sides apart.
 
-    A classifier two-sample test (Lopez-Paz and Oquab 2017, ICLR); the larger, the more drift.
+    A classifier two-sample test (Lopez-Paz and Oquab 2017, ICLR); the larger, the more drift. With
+    fewer rows on a side than there are folds it cannot be trained and tells nothing: a half.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
+    if min(len(reference), len(current)) < FOLDS:
+        return 0.5
     random = np.random.default_rng(seed)
     sides = [
         table.take(np.sort(random.permutation(len(table))[: ROWS // 2]))
@@ -169,7 +173,7 @@ def classifier(reference: pa.Table, current: pa.Table, seed: int) -> float:
     trees = HistGradientBoostingClassifier(
         max_iter=40, max_leaf_nodes=15, early_stopping=False, random_state=0
     )
-    folds = StratifiedKFold(3, shuffle=True, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     odds = cross_val_predict(trees, np.array(features).T, side, cv=folds, method="predict_proba")
     return float(roc_auc_score(side, odds[:, 1]))
 

@@ -173,6 +173,22 @@ def test_another_value_of_what_never_varied_is_out_of_range_but_has_no_width_to_
     assert find(table(gust=gust), reference=reference) == [("out_of_range", "warn", "gust")]
 
 
+def test_far_beyond_a_range_that_the_reference_had_only_just_reached_is_no_broken_data():
+    constant, moved = [5.0] * 9_000, [5.0 + 0.001 * place for place in range(1_000)]
+    edges = (4.999, 5.0, 5.2, 5.4, 5.6, 5.8, 5.999)
+    schema = Schema((Feature("gust", "number", edges=edges),), SCHEMA.target)
+    week = table(gust=[20.0 + 0.01 * place for place in range(700)])
+    late = table(10_000, 100, START, gust=constant + moved)
+    always = table(10_000, 100, START, gust=[5.0 + 0.001 * (i % 1_000) for i in range(10_000)])
+
+    def found(reference):
+        told = look(week.select(["occurred_at", "gust"]), (), reference, schema)
+        return [(each.check, each.severity) for each in told if each.column == "gust"]
+
+    assert found(late) == [("out_of_range", "warn")]
+    assert found(always) == [("out_of_range", "block")]
+
+
 FINE = Schema(
     (Feature("temp", "number", edges=tuple(np.linspace(-4, 4, 161))), *SCHEMA.features[1:]),
     SCHEMA.target,

@@ -206,7 +206,8 @@ def _outside(sight: Sight) -> Finding | None:
     shares = outside / sight.rows, sight.now.far / sight.rows
     if shares[0] <= OUTSIDE_WARN or tail(outside, sight.rows, 0.0) > SIGNIFICANCE:
         return None
-    severe = shares[1] > FAR_BLOCK
+    # A range that the reference had only just reached is none to hold the window against.
+    severe = shares[1] > FAR_BLOCK and shares[1] > FAR_BLOCK + _jumped(sight)
     how = "far beyond" if severe else "beyond"
     share = shares[severe]
     return Finding(
@@ -217,6 +218,26 @@ def _outside(sight: Sight) -> Finding | None:
         FAR_BLOCK if severe else OUTSIDE_WARN,
         f"{sight.name!r} lies {how} all that the reference held in {share:.0%} of the rows.",
     )
+
+
+def _jumped(sight: Sight) -> float:
+    """The largest share of the rows of any stretch in the later half of the reference that lay
+    further beyond all that came before that stretch than its range was wide, as far as cells tell:
+    all of a cell counts that reaches so far.
+    """
+    edges, cells = np.array(sight.feature.edges), sight.before[:, :-1]
+    lows, highs = np.append(edges[:1], edges), np.append(edges, edges[-1:])
+    earlier, found = np.cumsum(cells, axis=0), 0.0
+    for start in range(-(-len(cells) // 2), len(cells)):
+        held = np.flatnonzero(earlier[start - 1])
+        stretch = cells[start : start + sight.length].sum(axis=0)
+        if not len(held) or not stretch.any():
+            continue
+        low, high = lows[held[0]], highs[held[-1]]
+        above = (lows >= high) & (highs > high + (high - low))
+        far = above | ((highs <= low) & (lows < low - (high - low)))
+        found = max(found, float(stretch[far].sum() / stretch.sum()))
+    return found
 
 
 def runs(counts: Counts, length: int) -> Counts:
