@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -20,9 +20,10 @@ import uvicorn
 from playwright.sync_api import Page, sync_playwright
 
 from homeostat import settings
-from homeostat.build import Project, WallClock
+from homeostat.build import Project
 from homeostat.demo import run as demo
 from homeostat.notes import orders
+from homeostat.testing import FakeClock
 from homeostat.wall.app import create_app
 from homeostat.wall.run import wall
 from homeostat.wall.turns import Turns
@@ -80,7 +81,9 @@ def shown(root: Path, server: str) -> Iterator[str]:
     """The page of the project; its loop takes no step."""
     project = Project(settings.read(root, run={"servers": (server,)}))
     held = orders(project.settings.path(".homeostat"))
-    turns = Turns(project.loop, held, WallClock(), timedelta(days=1))
+    # Of the time when the demo ended, so that its last look is the newest that can be.
+    ended = datetime.fromisoformat(project.audit.lines()[-1]["at"])
+    turns = Turns(project.loop, held, FakeClock(ended), timedelta(days=1))
     made, at = wall(project, turns), port()
     running = uvicorn.Server(uvicorn.Config(create_app(made), port=at, log_level="error"))
     thread = threading.Thread(target=running.run)

@@ -565,7 +565,7 @@ class TestKeys:
     def client(self, project):
         keys = [
             {"name": role, "role": role, "sha256": hashlib.sha256(role.encode()).hexdigest()}
-            for role in ("predict", "feedback", "admin")
+            for role in ("viewer", "predict", "feedback", "admin")
         ]
         return Called(application(project, keys=keys), host="203.0.113.7")
 
@@ -600,6 +600,9 @@ class TestKeys:
             ("admin", "/predict", 200),
             ("admin", "/feedback", 200),
             ("predict", "/admin/rollback", 403),
+            ("viewer", "/predict", 403),
+            ("viewer", "/feedback", 403),
+            ("viewer", "/admin/rollback", 403),
         ],
     )
     def test_a_key_reaches_what_its_role_may(self, client, role, path, status):

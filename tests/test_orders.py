@@ -188,6 +188,28 @@ def test_an_order_that_cannot_be_done_changes_nothing_and_says_why(
     assert notes.found() == {}
 
 
+def test_an_order_that_was_left_for_longer_than_a_day_is_void_and_says_so(stage, notes):
+    champion = stage.releases.champion().id
+    late = (stage.clock.now() - timedelta(days=2)).isoformat()
+    notes.leave(Order("pin", champion, champion, "ada", late))
+    carry_out(stage.loop, notes)
+    assert stage.audit.past().pinned is None
+    assert "more than a day ago" in stage.bodies(REFUSED)[0]["reason"]
+
+
+def test_an_order_whose_loop_was_killed_before_it_was_cleared_away_is_not_refused_afterwards(
+    waiting, notes
+):
+    champion, waits = waiting.releases.champion().id, waiting.bodies("waiting")[0]["release"]
+    order = Order("approve", waits, champion, "ada", waiting.clock.now().isoformat())
+    notes.leave(order)
+    carry_out(waiting.loop, notes)
+    notes.leave(order)
+    carry_out(waiting.loop, notes)
+    assert waiting.bodies("approved") == [{"release": waits, "by": "ada"}]
+    assert waiting.bodies(REFUSED) == []
+
+
 def test_a_file_that_is_no_order_is_cleared_away(stage, notes, tmp_path):
     folder = tmp_path / ".homeostat" / "orders"
     folder.mkdir(parents=True)
@@ -255,6 +277,26 @@ def test_an_order_does_not_wait_for_the_next_step(turns, notes):
     asked(turns, notes)
     assert turns.stage.audit.past().pinned == "ada"
     assert turns.taken.steps == 1
+
+
+def test_an_order_does_not_wait_behind_a_step_however_long_each_of_them_takes(turns, notes):
+    clock, every = turns.made.clock, timedelta(days=1)
+    step, pins = turns.taken.step, []
+
+    def long():
+        step()
+        pins.append(turns.stage.audit.past().pinned)
+        clock.advance(2 * every)  # the next one is due at once
+        if turns.taken.steps == 1:
+            champion = turns.stage.releases.champion().id
+            notes.leave(Order("pin", champion, champion, "ada", AT))
+        elif turns.taken.steps == 3:
+            turns.made.stop()
+
+    turns.taken.step = long
+    turns.thread.start()
+    turns.thread.join(30)
+    assert pins == [None, "ada", "ada"]
 
 
 def test_an_order_waits_while_another_process_takes_its_turn(turns, notes):

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 import shutil
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from wall_fixtures import ADMIN, HOSTILE, KEYS, SCRIPT, VIEWER, Visitor, bare, invented, lived
+from wall_fixtures import (
+    ADMIN,
+    HOSTILE,
+    KEYS,
+    SCRIPT,
+    VIEWER,
+    Visitor,
+    bare,
+    invented,
+    later,
+    lived,
+)
 
 from homeostat import looks
 from homeostat.audit import ChainAudit
 from homeostat.build import load_project
 from homeostat.listening import Key
 from homeostat.notes import orders
-from homeostat.settings import Monitor
+from homeostat.settings import Monitor, Settings
 from homeostat.testing import START
 from homeostat.wall import data, story
 from homeostat.wall.app import create_app
@@ -27,7 +42,7 @@ from homeostat.wall.board import Board
 from homeostat.wall.render import ASSETS, asset
 from homeostat.wall.run import wall
 from homeostat.wall.sessions import Sessions, secret
-from homeostat.wall.traffic import Traffic, between, counted, quantile
+from homeostat.wall.traffic import Server, Traffic, between, counted, down, quantile
 from homeostat.wall.turns import Doing
 
 
@@ -36,8 +51,8 @@ class Idle:
 
     doing = Doing(next=datetime(2026, 1, 2, tzinfo=UTC))
 
-    def __init__(self):
-        self.woken = 0
+    def __init__(self, clock):
+        self.woken, self.clock = 0, clock
 
     def wake(self):
         self.woken += 1
@@ -53,8 +68,9 @@ def visit():
     """Opens the page of a project as a client, over loopback unless the address says otherwise."""
 
     def visit(root, base="http://127.0.0.1:8080"):
-        turns = Idle()
-        shown = wall(load_project(root), turns)
+        project = load_project(root)
+        turns = Idle(later(project))
+        shown = wall(project, turns)
         shown.board.look()
         return Visitor(create_app(shown), base, turns)
 
@@ -65,6 +81,10 @@ def board(root):
     made = Board(load_project(root))
     made.look()
     return made
+
+
+def around(*, now=START, doing=None, servers=()):
+    return story.Around(doing or Doing(), tuple(servers), now, Settings())
 
 
 def token(page):
@@ -89,7 +109,7 @@ def test_the_view_tells_of_each_look_decision_and_release(root):
 
 def test_the_sentence_at_the_top_tells_what_serves_and_how_it_does(root):
     view = board(root).view
-    told = story.story(view)
+    told = story.story(view, around())
     assert told.word == "wait"
     text = " ".join(told.parts)
     assert view.champion[:12] in text
@@ -98,7 +118,7 @@ def test_the_sentence_at_the_top_tells_what_serves_and_how_it_does(root):
 
 
 def test_where_nothing_happened_it_says_what_to_do(tmp_path):
-    told = story.story(board(bare(tmp_path / "p")).view)
+    told = story.story(board(bare(tmp_path / "p")).view, around())
     assert told.word == "none"
     assert "homeostat train" in told.parts[0]
 
@@ -115,9 +135,91 @@ def test_one_word_says_how_the_model_is(tmp_path, state, hurts, word):
     audit = ChainAudit(bare(tmp_path / "p") / "reports" / "decisions.jsonl")
     look = {"state": state, "hurts": hurts, "reason": "So it is.", "release": "c" * 64}
     audit.write("monitored", START, look)
-    told = story.story(replace(board(tmp_path / "p").view, champion="c" * 64))
+    told = story.story(replace(board(tmp_path / "p").view, champion="c" * 64), around())
     assert told.word == word
     assert "So it is." in told.parts[1]
+
+
+@pytest.fixture
+def well(tmp_path):
+    """What the page shows of a model that is well."""
+    audit = ChainAudit(bare(tmp_path / "p") / "reports" / "decisions.jsonl")
+    told = {"state": "stable", "hurts": "no", "reason": "So it is.", "release": "c" * 64}
+    audit.write("monitored", START, told)
+    return replace(board(tmp_path / "p").view, champion="c" * 64)
+
+
+def test_a_model_is_not_called_well_where_a_step_fails_nobody_looks_or_nobody_answers(well):
+    def word(**found):
+        return story.story(well, around(**found)).word
+
+    gone, never = Server("a", "refused", met=True), Server("a", "refused")
+    assert word() == "well"
+    assert word(doing=Doing(problem="the disk is full")) == "stuck"
+    assert word(now=START + timedelta(days=4)) == "late"
+    assert word(servers=[gone]) == "down"
+    assert word(servers=[gone, Server("b", met=True)]) == "well"
+    assert word(servers=[never]) == "well"
+
+
+def test_it_says_from_when_on_the_loop_may_train_again(well):
+    trained = replace(well, trained=START.isoformat())
+    told = story.next_training(trained, around(now=START + timedelta(days=3)))
+    assert "{2025-01-22T00:00:00+00:00}" in told
+    assert story.next_training(trained, around(now=START + timedelta(days=30))) == ""
+    assert "pinned" in story.next_training(replace(well, pinned="ada"), around())
+
+
+def test_a_chain_that_cannot_be_read_is_not_taken_for_a_project_without_a_model(tmp_path):
+    root = invented(tmp_path / "p", 3, ["a"])
+    chain = root / "reports" / "decisions.jsonl"
+    chain.write_bytes(b"{}\n" + chain.read_bytes())
+    told = story.story(board(root).view, around())
+    assert told.word == "unknown"
+    assert not any("train" in part for part in told.parts)
+
+
+def test_a_line_that_was_altered_is_told_of_with_its_number(tmp_path):
+    root = invented(tmp_path / "p", 3, ["a"])
+    chain = root / "reports" / "decisions.jsonl"
+    lines = chain.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"hurts":"no"', b'"hurts":"yes"')
+    chain.write_bytes(b"".join(lines))
+    made = board(root)
+    assert "line 2, was altered" in made.view.problems[0]
+    ChainAudit(chain).write("order_refused", START, {"action": "pin", "by": "", "reason": ""})
+    assert made.look()
+    assert len(made.view.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("drift_status.json", {"features": {"x": 1}}),
+        ("drift_status.json", {"segments": "many"}),
+        ("drift_shapes.json", {"columns": {"amount": {}}}),
+    ],
+)
+def test_a_file_of_another_form_is_told_of_and_no_part_falls_over_it(
+    tmp_path, visit, file, content
+):
+    root = invented(tmp_path / "p", 3, ["a"])
+    (root / "reports" / file).write_text(json.dumps(content))
+    client = visit(root)
+    assert client.get("/part/drift").status_code == client.get("/data/heat").status_code == 200
+    assert f"{file} is not as the loop writes it" in client.get("/part/top").text
+
+
+def test_what_could_not_be_read_for_a_moment_is_read_again(tmp_path, monkeypatch):
+    made = Board(load_project(invented(tmp_path / "p", 3, ["a"])))
+    with monkeypatch.context() as broken:
+        broken.setattr("homeostat.wall.board.since", lambda *_: 1 / 0)
+        made.look()
+        assert made.view.problems
+    monkeypatch.setattr("homeostat.wall.board.time.monotonic", lambda: float(1 << 40))
+    assert made.look()
+    assert not made.view.problems
+    assert len(made.view.looks) == 3
 
 
 def test_a_line_that_comes_later_is_taken_without_reading_the_others_again(tmp_path, monkeypatch):
@@ -239,7 +341,168 @@ def test_a_server_that_does_not_answer_is_told_of_as_such():
     assert all(server.problem for server in asked.servers)
 
 
+class Answering:
+    """An HTTP server of one answer, which keeps the heads of what it was asked."""
+
+    def __init__(self, status, headers, body):
+        kept = self.asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                kept.append(dict(self.headers))
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with suppress(OSError):
+                    for piece in body():
+                        self.wfile.write(piece)
+                        self.wfile.flush()
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_the_key_goes_to_the_server_alone_and_neither_to_a_proxy_nor_along_a_redirect(monkeypatch):
+    with (
+        Answering(200, {}, lambda: [scrape(1, 0, 1, 1).encode()]) as other,
+        Answering(302, {"Location": f"{other.url}/metrics"}, list) as server,
+    ):
+        monkeypatch.setenv("http_proxy", other.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        asked = Traffic([server.url], "a secret")
+        asked.look()
+    assert server.asked[0]["Authorization"] == "Bearer a secret"
+    assert other.asked == []
+    assert asked.servers[0].problem == "HTTP status 302"
+
+
+def test_a_server_that_never_ends_its_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr("homeostat.wall.traffic.DEADLINE", 0.0)
+    with Answering(200, {}, lambda: itertools.repeat(b"# a comment\n")) as server:
+        asked = Traffic([server.url])
+        asked.look()
+    assert asked.servers[0].problem
+
+
+def test_a_server_counts_as_gone_once_it_has_answered_or_was_named():
+    assert not down(())
+    silent = "http://127.0.0.1:9"
+    for expected in (True, False):
+        asked = Traffic([silent], expected=expected)
+        asked.look()
+        assert down(asked.servers) is expected
+    with Answering(200, {}, lambda: [scrape(1, 0, 1, 1).encode()]) as server:
+        asked = Traffic([server.url], expected=False)
+        asked.look()
+        assert not down(asked.servers)
+    asked.look()
+    assert down(asked.servers)
+
+
 # --- whom it lets in ---
+
+
+def test_a_key_to_look_reads_the_page_and_may_ask_for_nothing(keyed, visit):
+    settings = keyed / "homeostat.toml"
+    digest = hashlib.sha256(b"a guest").hexdigest()
+    key = f'\n[[serving.keys]]\nname = "eve"\nrole = "viewer"\nsha256 = "{digest}"\n'
+    settings.write_text(settings.read_text() + key)
+    client = visit(keyed, "http://192.0.2.7:8080")
+    assert client.post("/login", data={"key": "a guest"}).status_code == 303
+    assert client.get("/").status_code == 200
+    assert client.get("/ask/pin").status_code == 403
+
+
+def test_where_others_are_let_in_without_keys_they_may_look_and_no_more(tmp_path, root, visit):
+    made = shutil.copytree(root, tmp_path / "open")
+    settings = made / "homeostat.toml"
+    settings.write_text(settings.read_text() + "\n[serving]\ninsecure = true\n")
+    for far in (visit(made, "http://192.0.2.7:8080"), visit(made, "http://evil.example:8080")):
+        assert far.get("/").status_code == 200
+        assert "Approve" not in far.get("/part/releases").text
+        assert far.get("/ask/pin").status_code == 403
+    near = visit(made)
+    assert near.get("/").status_code == 200
+    assert near.get("/ask/pin").status_code == 200
+
+
+def test_pages_of_two_projects_on_one_host_keep_cookies_of_their_own(tmp_path, root, visit):
+    other = shutil.copytree(root, tmp_path / "other")
+    (other / ".homeostat" / "page.key").unlink(missing_ok=True)
+    names = {visit(each).get("/").headers["set-cookie"].split("=")[0] for each in (root, other)}
+    assert len(names) == 2
+
+
+def test_a_session_in_use_is_renewed_and_forms_that_are_open_stay_good():
+    key = Key(name="ada", role="admin", sha256="a" * 64)
+    now = [0.0]
+    made = Sessions(b"s" * 32, [key], lambda: now[0])
+    cookie = made.open(key)
+    assert made.read(cookie).renewed == ""
+    now[0] = 2 * 86_400.0
+    old = made.read(cookie)
+    now[0] = 8 * 86_400.0
+    assert made.read(old.renewed).token == old.token
+    assert made.read(cookie) is None
+
+
+def test_a_renewed_session_is_set_anew_in_the_browser(keyed, visit, monkeypatch):
+    client = visit(keyed)
+    client.post("/login", data={"key": ADMIN})
+    assert "set-cookie" not in client.get("/").headers
+    monkeypatch.setattr("homeostat.wall.sessions.RENEWED", -1.0)
+    assert "set-cookie" in client.get("/").headers
+
+
+def test_behind_a_proxy_that_ends_tls_the_cookie_is_for_tls_alone(keyed, visit):
+    told = {"X-Forwarded-Proto": "https"}
+    entered = visit(keyed).post("/login", data={"key": ADMIN}, headers=told)
+    assert "; Secure" in entered.headers["set-cookie"]
+    assert "; Secure" not in visit(keyed).post("/login", data={"key": ADMIN}).headers["set-cookie"]
+
+
+def test_a_cookie_tells_nothing_of_the_key(keyed, visit):
+    cookie = visit(keyed).post("/login", data={"key": ADMIN}).headers["set-cookie"]
+    body = base64.urlsafe_b64decode(cookie.split("=", 1)[1].split(".")[0])
+    assert hashlib.sha256(ADMIN.encode()).hexdigest() not in body.decode()
+    assert "ada" not in body.decode()
+
+
+def test_what_fails_inside_carries_the_headers_of_all_answers(root, visit, monkeypatch):
+    client = visit(root)
+    monkeypatch.setattr("homeostat.wall.app.parts.drift", lambda _: 1 / 0)
+    answer = client.get("/part/drift")
+    assert answer.status_code == 500
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_a_report_in_a_tab_of_its_own_stays_in_a_frame(root, visit):
+    client = visit(root)
+    page = client.get("/framed?of=evidently/12")
+    assert 'sandbox="allow-scripts" src="reports/evidently/12"' in page.text
+    for name in ("evidently/../x", "evidently/x", '"><script>', "decisions.jsonl"):
+        assert client.get("/framed", params={"of": name}).status_code == 404
+
+
+def test_the_whole_report_of_the_newest_look_is_served_in_its_sandbox(tmp_path, root, visit):
+    made = shutil.copytree(root, tmp_path / "reported")
+    (made / "reports" / "drift_report.html").write_text("<p>all of it</p>")
+    answer = visit(made).get("/reports/drift_report.html")
+    assert answer.status_code == 200
+    assert answer.headers["content-security-policy"].startswith("sandbox allow-scripts")
 
 
 def test_without_keys_it_answers_on_loopback_alone_and_by_its_names(root, visit):

@@ -9,7 +9,7 @@ import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -20,10 +20,10 @@ from serving_fixtures import until
 
 from homeostat import looks
 from homeostat.audit import _append
-from homeostat.build import Project, WallClock, load_project
+from homeostat.build import Project, load_project
 from homeostat.notes import orders
 from homeostat.records import EPOCH
-from homeostat.testing import START
+from homeostat.testing import START, FakeClock
 from homeostat.wall.app import create_app
 from homeostat.wall.run import wall
 from homeostat.wall.turns import Turns
@@ -148,10 +148,17 @@ class Still:
 
 
 @contextmanager
-def ordered(project: Project):
+def ordered(project: Project, clock: FakeClock):
     """The loop under the project's lock; a folder in which nothing happened has none."""
-    with project.loop() as loop:
+    with project.loop(clock=clock) as loop:
         yield Still(loop)
+
+
+def later(project: Project) -> FakeClock:
+    """An hour after the last line of the project's chain."""
+    lines = project.audit.lines()
+    last = datetime.fromisoformat(lines[-1]["at"]) if lines else START
+    return FakeClock(last + timedelta(hours=1))
 
 
 class Visitor:
@@ -185,7 +192,8 @@ def showing(root: Path, port: int = 0, **overrides):
     """Serve the page of a project, with its orders carried out, while the block runs."""
     project = project_of(root, **overrides) if overrides else load_project(root)
     held = orders(project.settings.path(".homeostat"))
-    turns = Turns(lambda: ordered(project), held, WallClock(), timedelta(days=1))
+    clock = later(project)
+    turns = Turns(lambda: ordered(project, clock), held, clock, timedelta(days=1))
     listening = socket.create_server(("127.0.0.1", port))
     shown = wall(project, turns)
     app = create_app(shown)

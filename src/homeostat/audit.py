@@ -162,6 +162,9 @@ class Place:
     hash: str = GENESIS  # of the last of them
 
 
+START = Place()
+
+
 def since(file: Path, place: Place) -> tuple[Place, list[Line], bool]:
     """The lines that came after `place`, the new place, and whether all before still stands.
 
@@ -183,6 +186,20 @@ def since(file: Path, place: Place) -> tuple[Place, list[Line], bool]:
     except OSError as error:
         raise AuditError(f"the audit chain {file} cannot be read: {error.strerror}.") from error
     return _placed(mark, Place(), lines, read), lines, not place.count
+
+
+def check(file: Path, lines: Sequence[Line], before: Place = START) -> None:
+    """Raise AuditError naming the first of these lines whose hash, number or link is wrong; they
+    follow `before`.
+    """
+    previous = before.hash
+    for number, line in enumerate(lines, start=before.count + 1):
+        if line["hash"] != _hash(line):
+            raise _broken(file, number, "was altered: its hash is not that of its content")
+        if line["seq"] != number or line["previous"] != previous:
+            what = f"says it is line {line['seq']}: a line was removed, inserted or moved"
+            raise _broken(file, number, what)
+        previous = line["hash"]
 
 
 def _more(file: Path, mark: tuple[int, int, int], place: Place) -> tuple[Place, list[Line]] | None:
@@ -301,16 +318,8 @@ class ChainAudit:
         kept elsewhere.
         """
         self._read = None
-        previous = GENESIS
         lines = self.lines()
-        for number, line in enumerate(lines, start=1):
-            if line["hash"] != _hash(line):
-                what = "was altered: its hash is not that of its content"
-                raise _broken(self._file, number, what)
-            if line["seq"] != number or line["previous"] != previous:
-                what = f"says it is line {line['seq']}: a line was removed, inserted or moved"
-                raise _broken(self._file, number, what)
-            previous = line["hash"]
+        check(self._file, lines)
         return len(lines)
 
     def _load(self) -> _Read:

@@ -117,7 +117,9 @@ def doctor(folder: Folder = HERE, as_json: AsJson = False) -> None:
 
 @app.command()
 def key(
-    role: Annotated[Literal["predict", "feedback", "admin"], typer.Argument(help="Its rights.")],
+    role: Annotated[
+        Literal["viewer", "predict", "feedback", "admin"], typer.Argument(help="Its rights.")
+    ],
     name: Annotated[str, typer.Option(help="Who holds it.")] = "client",
 ) -> None:
     """Make an API key: the key itself once, and the lines with its hash for homeostat.toml."""

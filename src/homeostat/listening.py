@@ -18,7 +18,10 @@ class Key(Section):
     """One API key; only its hash is stored."""
 
     name: str = Field(description="Who holds it; shown in logs.")
-    role: Literal["predict", "feedback", "admin"] = Field(description="What it may do.")
+    role: Literal["viewer", "predict", "feedback", "admin"] = Field(
+        description="What it may do: a viewer reads, and the others may do what they are called "
+        "as well, an admin all."
+    )
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the key, in hex.")
 
 

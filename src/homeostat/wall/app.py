@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -31,15 +32,15 @@ from starlette.responses import (
     StreamingResponse,
 )
 
-from homeostat.audit import canonical
 from homeostat.notes import Notes, Order
 from homeostat.settings import Settings
 from homeostat.wall import data, parts
 from homeostat.wall.board import Board, View
-from homeostat.wall.door import COOKIE, OPENED, REPORT, Door, visitor
+from homeostat.wall.door import OPENED, REPORT, Door, visitor
 from homeostat.wall.render import ASSETS, asset, render, stamp
 from homeostat.wall.sessions import Sessions
-from homeostat.wall.traffic import Traffic
+from homeostat.wall.story import Around, late
+from homeostat.wall.traffic import Traffic, down
 from homeostat.wall.turns import Doing
 from homeostat.web import errors
 from homeostat.web.guards import find_key
@@ -49,7 +50,9 @@ WATCH = 0.5  # seconds between two looks at the files
 SCRAPE = 5.0  # seconds between two scrapes of the servers
 BEAT = 10.0  # seconds after which a connection hears that all is as it was
 LARGEST = 10_000  # bytes of a form
-REPORT_PAGE = "monitor_report.html"
+PATIENCE = 10.0  # seconds for a form to arrive
+REPORTS = frozenset({"monitor_report.html", "drift_report.html"})
+ID = re.compile("[0-9a-f]{0,64}")
 ACTIONS = frozenset({"approve", "roll_back", "pin", "unpin"})
 
 
@@ -63,6 +66,7 @@ class Wall:
     sessions: Sessions
     orders: Notes[Order]
     doing: Callable[[], Doing]  # what the loop does
+    now: Callable[[], datetime]  # UTC
     wake: Callable[[], None]  # tells the loop that an order waits
     closing: threading.Event = field(default_factory=threading.Event)  # ends what has no end
 
@@ -77,8 +81,9 @@ def create_app(wall: Wall) -> FastAPI:
         redirect_slashes=False,
         lifespan=_watching(wall),
         middleware=[
-            Middleware(errors.Failsafe),
+            # The door is the outer one: what fails inside gets its headers, too.
             Middleware(Door, serving=wall.settings.serving, sessions=wall.sessions),
+            Middleware(errors.Failsafe),
         ],
     )
     errors.install(app)
@@ -118,12 +123,16 @@ def _watching(wall: Wall) -> Callable[[FastAPI], Any]:
     return lifespan
 
 
+def _around(wall: Wall) -> Around:
+    return Around(wall.doing(), wall.traffic.servers, wall.now(), wall.settings)
+
+
 def _state(wall: Wall) -> Mapping[str, object]:
     """What each part of the page stands on; a part is fetched again when its value changes."""
-    numbers = wall.board.numbers
+    numbers, view, around = wall.board.numbers, wall.board.view, _around(wall)
     return {
         "loop": numbers["loop"],
-        "doing": wall.doing(),
+        "doing": (around.doing, down(around.servers), late(view, around)),
         "orders": numbers["orders"],
         "replay": numbers["replay"],
         "traffic": wall.traffic.servers,
@@ -166,6 +175,7 @@ def _add_visits(app: FastAPI, wall: Wall) -> None:
         shown = form.get("key", "").encode("utf-8", "replace").decode("latin-1")
         key = find_key(Headers({"x-api-key": shown}), wall.settings.serving.keys)
         if key is None:
+            LOGGER.warning("A key was refused at the page's login.")
             return HTMLResponse(_page(wall, "login.html", wrong=True), 403)
         answer = RedirectResponse("./", 303)
         request.scope[OPENED] = wall.sessions.open(key)
@@ -175,16 +185,20 @@ def _add_visits(app: FastAPI, wall: Wall) -> None:
     async def leave(request: Request) -> Response:
         await _checked(request)
         answer = RedirectResponse("login", 303)
-        answer.headers["Set-Cookie"] = f"{COOKIE}=; Max-Age=0; Path=/"
+        answer.headers["Set-Cookie"] = f"{wall.sessions.cookie}=; Max-Age=0; Path=/"
         return answer
 
 
 async def _form(request: Request) -> Mapping[str, str]:
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST:
-            raise HTTPException(413)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for part in request.stream():
+                body += part
+                if len(body) > LARGEST:
+                    raise HTTPException(413)
+    except TimeoutError:
+        raise HTTPException(408) from None
     told = parse_qs(body.decode("utf-8", "replace"), max_num_fields=20)
     return {name: values[0] for name, values in told.items()}
 
@@ -210,14 +224,14 @@ def _add_views(app: FastAPI, wall: Wall) -> None:
     async def page(request: Request) -> Response:
         asks = visitor(request.scope)
         keys = bool(wall.settings.serving.keys)
-        top = parts.top(wall.board.view, wall.doing())
+        top = parts.top(wall.board.view, _around(wall))
         return HTMLResponse(_page(wall, "page.html", visitor=asks, keys=keys, **top))
 
     @app.get("/part/{name}")
     def part(request: Request, name: str) -> Response:
         asked, asks = request.query_params, visitor(request.scope)
         made: Mapping[str, Callable[[], Mapping[str, Any] | None]] = {
-            "top": lambda: parts.top(wall.board.view, wall.doing()),
+            "top": lambda: parts.top(wall.board.view, _around(wall)),
             "traffic": lambda: {"servers": wall.traffic.servers},
             "looks": lambda: parts.looks(wall.board.view, asked),
             "drift": lambda: parts.drift(wall.board.view),
@@ -231,6 +245,13 @@ def _add_views(app: FastAPI, wall: Wall) -> None:
         if values is None:
             raise HTTPException(404)
         return HTMLResponse(render(f"{name}.html", **values))
+
+    @app.get("/framed")
+    async def framed(of: str) -> Response:
+        """A report in a tab of its own: in a frame all the same, so that it cannot lead away."""
+        if of not in REPORTS and not re.fullmatch("evidently/[0-9]{1,15}", of):
+            raise HTTPException(404)
+        return HTMLResponse(_page(wall, "framed.html", name=of))
 
     held: dict[str, tuple[View, bytes]] = {}  # made once for each view, whoever asks
 
@@ -254,11 +275,12 @@ def _add_files(app: FastAPI, wall: Wall) -> None:
         headers = {"Cache-Control": "public, max-age=31536000, immutable"}
         return Response(asset(name), media_type=ASSETS[name], headers=headers)
 
-    @app.get(f"/reports/{REPORT_PAGE}")
-    async def newest() -> Response:
-        if not (reports / REPORT_PAGE).is_file():
+    @app.get("/reports/{name}")
+    async def newest(name: str) -> Response:
+        """Of the last look."""
+        if name not in REPORTS or not (reports / name).is_file():
             raise HTTPException(404)
-        return FileResponse(reports / REPORT_PAGE, media_type="text/html", headers=dict(REPORT))
+        return FileResponse(reports / name, media_type="text/html", headers=dict(REPORT))
 
     @app.get("/reports/evidently/{seq}")
     async def evidently(seq: str) -> Response:
@@ -301,9 +323,10 @@ def _add_orders(app: FastAPI, wall: Wall) -> None:
         _allowed(asks.admin, action)
         if form.get("sure") != "yes":
             raise HTTPException(400)
-        at = datetime.now(UTC).isoformat()
-        left = Order(action, form.get("release", ""), form.get("champion", ""), asks.name, at)
-        canonical(list(form.values()))  # what no line of the chain could hold is refused here
+        release, champion = (form.get(name, "") for name in ("release", "champion"))
+        if not (ID.fullmatch(release) and ID.fullmatch(champion)):
+            raise HTTPException(400)
+        left = Order(action, release, champion, asks.name, wall.now().isoformat())
         await run_in_threadpool(wall.orders.leave, left)
         wall.wake()
         return HTMLResponse(render("asked.html", order=left), 202)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,18 +18,21 @@ from typing import TypeVar
 
 from homeostat import looks
 from homeostat.approval import Waiting
-from homeostat.audit import Place, jsonable, since
+from homeostat.audit import START, Place, check, jsonable, since
 from homeostat.autonomy import unearned
 from homeostat.build import Project
-from homeostat.errors import HomeostatError, cause
+from homeostat.errors import AuditError, HomeostatError, cause
 from homeostat.notes import Order, orders
 from homeostat.records import Json, Release
 from homeostat.report import SHAPES, STATUS
+from homeostat.wall import forms
 from homeostat.wall.ledger import Ledger, Look, Move, Turn
 
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 REPLAYS = 5  # of the last that are shown
+AGAIN = 10.0  # seconds after which files that could not be read are tried again
+NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class View:
     names: tuple[str, ...] = ()  # of columns, by their place
     waiting: tuple[Waiting, ...] = ()
     pinned: str | None = None
+    trained: str = ""  # when the last challenger was trained, ISO 8601
     unearned: str = ""  # why the loop may not release on its own by the mode auto
     seconds: Mapping[str, float] = field(default_factory=dict)
     champion: str = ""  # id
@@ -93,6 +98,7 @@ class Board:
         self._place, self._ledger = Place(), Ledger()
         self._marks: dict[str, object] = {}
         self._problems: dict[str, str] = {}
+        self._again: dict[str, float] = {}  # when what failed is read again, monotonic clock
         self.view = View()
         self.numbers: dict[str, int] = {"loop": 0, "replay": 0, "orders": 0}
 
@@ -106,11 +112,15 @@ class Board:
             "replay": self._read_replays,
         }
         for name, read in parts.items():
-            mark = self._mark(name)
-            if mark == self._marks.get(name, ()):
+            mark, problem = self._mark(name), self._problems.get(name)
+            if mark == self._marks.get(name, ()) and time.monotonic() < self._again.get(
+                name, NEVER
+            ):
                 continue
             self._marks[name] = mark
             view = self._kept(name, read)
+            if problem is not None and problem == self._problems.get(name):
+                continue
             self.view = replace(view, problems=tuple(self._problems.values()))
             part = name if name in self.numbers else "loop"
             self.numbers[part] += 1
@@ -121,10 +131,13 @@ class Board:
         try:
             view = read()
         except Exception as error:  # noqa: BLE001 - the page stays, and says what it cannot read
-            self._problems[name] = f"The {name} cannot be read: {cause(error)}"
-            LOGGER.warning("%s", self._problems[name])
+            told = f"The {name} cannot be read: {cause(error)}"
+            if told != self._problems.get(name):
+                LOGGER.warning("%s", told)
+            self._problems[name], self._again[name] = told, time.monotonic() + AGAIN
             return self.view
         self._problems.pop(name, None)
+        self._again.pop(name, None)
         return view
 
     def _mark(self, name: str) -> object:
@@ -137,10 +150,16 @@ class Board:
         return tuple(sorted((str(path), _stat(path)) for path in self._found()))
 
     def _read_chain(self) -> View:
-        self._place, lines, continued = since(self._chain, self._place)
+        before = self._place
+        self._place, lines, continued = since(self._chain, before)
         if not continued:
-            self._ledger = Ledger()
+            self._ledger, before = Ledger(), START
+            self._problems.pop("hash", None)
         ledger = self._ledger
+        try:
+            check(self._chain, lines, before)
+        except AuditError as error:  # what it says is shown, and that it is not to be believed
+            self._problems["hash"] = str(error)
         try:
             ledger.take(lines)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -161,6 +180,7 @@ class Board:
             names=tuple(ledger.names),
             waiting=ledger.waiting,
             pinned=ledger.pinned,
+            trained=ledger.trained,
             unearned=unearned(self._project.settings, ledger.replays),
             seconds=dict(ledger.seconds),
             champion=champion.id if champion else "",
@@ -177,6 +197,8 @@ class Board:
 
     def _read_status(self) -> View:
         status, shapes = (_document(self._reports / name) for name in (STATUS, SHAPES))
+        forms.check(STATUS, status)
+        forms.check(SHAPES, shapes)
         return replace(self.view, status=status, shapes=shapes)
 
     def shapes(self, look: Look) -> Mapping[str, Json]:
@@ -226,7 +248,10 @@ def _stat(path: Path) -> tuple[int, ...]:
 
 
 def _rows(path: Path) -> Sequence[Mapping[str, Json]]:
-    content = json.loads(path.read_bytes())
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise HomeostatError(f"{path.name} is no list of policies.")
     return list(jsonable(content))
@@ -240,7 +265,10 @@ def _document(path: Path) -> Mapping[str, Json]:
 
 
 def _parsed(text: bytes, name: str) -> Mapping[str, Json]:
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
     if not isinstance(content, dict):
         raise HomeostatError(f"{name} is no JSON object.")
     return dict(jsonable(content))  # without lone surrogates, which no page can hold

@@ -7,6 +7,7 @@ the answer that refuses; a page may load and run nothing but what this package s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
@@ -14,10 +15,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from homeostat.listening import Serving
-from homeostat.wall.sessions import Session, Sessions
+from homeostat.wall.sessions import STRANGER, Session, Sessions
 from homeostat.web.guards import find_key, remote, route
 
-COOKIE = "homeostat_page"
 VISITOR = "homeostat.visitor"
 """Where the visitor's `Session` stands in the scope of a request."""
 OPENED = "homeostat.opened"
@@ -43,12 +43,14 @@ REPORT: Mapping[str, str] = {
     "font-src data:; frame-ancestors 'self'",
     "X-Frame-Options": "SAMEORIGIN",
 }
-"""On a report, which is foreign code: an origin of its own, which can neither send nor read."""
+"""On a report, which is foreign code: an origin of its own, which can neither send nor read. It is
+shown in a frame of the page's, which keeps it from leading the visitor elsewhere as well."""
 
 
 class Door:
     """The ASGI layer that lets in visitors, by the rule of the server's guards: without keys only
-    over loopback and by its names; with keys whoever holds one, by a session or with each request.
+    over loopback and by its names, under `serving.insecure` others as well, to look; with keys
+    whoever holds one, by a session or with each request.
     """
 
     def __init__(self, app: ASGIApp, *, serving: Serving, sessions: Sessions) -> None:
@@ -67,35 +69,50 @@ class Door:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 if scope.get(OPENED):
-                    secure = "; Secure" if scope.get("scheme") == "https" else ""
-                    kept = f"{COOKIE}={scope[OPENED]}; HttpOnly; SameSite=Strict; Path=/{secure}"
-                    headers.append("Set-Cookie", kept)
+                    headers.append("Set-Cookie", self._kept(scope))
             await send(message)
 
         answer = self._refusal(scope)
         await (answer or self._app)(scope, receive, headed)
 
+    def _kept(self, scope: Scope) -> str:
+        """The cookie that is to be set."""
+        # A proxy that ends TLS says so here; who lies makes his own cookie stricter.
+        told = Headers(scope=scope).get("x-forwarded-proto", scope.get("scheme"))
+        secure = "; Secure" if told == "https" else ""
+        name, value = self._sessions.cookie, scope[OPENED]
+        return f"{name}={value}; HttpOnly; SameSite=Strict; Path=/{secure}"
+
     def _refusal(self, scope: Scope) -> Response | None:
         """The answer that refuses, or None, with the visitor in the scope where there is one."""
         headers, keys = Headers(scope=scope), self._serving.keys
-        if not keys and not self._serving.insecure:
-            stranger = remote(scope.get("server"), headers.get("host"))
-            if stranger is not None:
-                return stranger
+        stranger = None if keys else remote(scope.get("server"), headers.get("host"))
+        if stranger is not None and not self._serving.insecure:
+            return stranger
         if scope["method"] not in ("GET", "HEAD") and not _same_site(headers):
             return Response("This form came from another site.", 403)
-        cookies = cookie_parser(headers.get("cookie", ""))
-        visitor = self._sessions.read(cookies.get(COOKIE, ""))
-        key = find_key(headers, keys)
-        if key is not None:
-            visitor = self._sessions.shown(key)
-        elif visitor is None and not keys:
-            scope[OPENED] = self._sessions.open(None)
-            visitor = self._sessions.read(scope[OPENED])
+        visitor = self._known(scope, headers)
+        if visitor is not None and stranger is not None:
+            visitor = replace(visitor, name=STRANGER, admin=False)
         if visitor is None and not _open(route(scope)):
             return _unknown(route(scope), headers)
         scope[VISITOR] = visitor
         return None
+
+    def _known(self, scope: Scope, headers: Headers) -> Session | None:
+        """Who asks: by the key of this very request, or else by a session."""
+        keys = self._serving.keys
+        key = find_key(headers, keys)
+        if key is not None:
+            return self._sessions.shown(key)
+        cookies = cookie_parser(headers.get("cookie", ""))
+        found = self._sessions.read(cookies.get(self._sessions.cookie, ""))
+        if found is None and not keys:
+            scope[OPENED] = self._sessions.open(None)
+            return self._sessions.read(scope[OPENED])
+        if found is not None and found.renewed:
+            scope[OPENED] = found.renewed
+        return found
 
 
 def visitor(scope: Scope) -> Session:

@@ -15,7 +15,7 @@ import numpy as np
 from homeostat import approval
 from homeostat.approval import Waiting
 from homeostat.autonomy import REPLAYED
-from homeostat.past import MOVES, PINS, PROBATION
+from homeostat.past import MOVES, PINS, PROBATION, TRAININGS
 from homeostat.records import Json
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=dict)  # of the fits behind a release
     pinned: str | None = None  # by whom
     replays: list[Line] = field(default_factory=list)  # of the project's own rules
+    trained: str = ""  # when the last challenger was trained
     count: int = 0
     _waiting: list[Line] = field(default_factory=list)
     _open: bool = False  # whether lines belong to the last turn
@@ -154,6 +155,8 @@ class Ledger:
             self._waiting.append(line)
         elif kind == REPLAYED:
             self.replays.append(line)
+        elif kind in TRAININGS:
+            self.trained = line["at"]
         elif kind in PINS:
             self.pinned = line["body"]["by"] if kind == "pinned" else None
 

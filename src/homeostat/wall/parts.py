@@ -15,7 +15,7 @@ from homeostat.wall import data, story
 from homeostat.wall.board import Board, View
 from homeostat.wall.ledger import Look, Turn
 from homeostat.wall.sessions import Session
-from homeostat.wall.turns import Doing
+from homeostat.wall.story import Around
 
 LOOKS = 60  # rows of the table of looks
 TURNS = 25  # decisions on one page
@@ -24,12 +24,13 @@ DRIFTED = 60  # columns whose names a decision lists
 Asked = Mapping[str, str]
 
 
-def top(view: View, doing: Doing) -> dict[str, Any]:
+def top(view: View, around: Around) -> dict[str, Any]:
     """How things stand, what was done last, and what comes next."""
     return {
-        "story": story.story(view),
+        "story": story.story(view, around),
         "turn": view.last,
-        "doing": doing,
+        "doing": around.doing,
+        "training": story.next_training(view, around),
         "problems": view.problems,
         "orders": view.orders,
         "refused": _refused(view),

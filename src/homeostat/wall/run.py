@@ -64,10 +64,15 @@ def wall(project: Project, turns: Turns) -> Wall:
     return Wall(
         settings=chosen,
         board=Board(project),
-        traffic=Traffic(chosen.run.servers or (_server(project),), chosen.run.key),
+        traffic=Traffic(
+            chosen.run.servers or (_server(project),),
+            chosen.run.key,
+            expected=bool(chosen.run.servers),
+        ),
         sessions=Sessions(secret(home), chosen.serving.keys),
         orders=orders(home),
         doing=lambda: turns.doing,
+        now=turns.clock.now,
         wake=turns.wake,
     )
 

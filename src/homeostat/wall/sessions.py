@@ -21,8 +21,11 @@ from homeostat import files
 from homeostat.listening import Key
 
 LASTS = 7 * 86_400  # seconds
+RENEWED = 86_400  # seconds after which a session in use begins anew
 LOCAL = "someone on this machine"
 """Who asks where no keys are set, as the audit chain tells it."""
+STRANGER = "someone without a key"
+"""The same of one from elsewhere, whom `serving.insecure` lets look, and no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Session:
     name: str  # of the key
     admin: bool
     token: str  # that forms carry; empty for one that shows its key with each request
+    renewed: str = ""  # the cookie's new value, where it is time for one
 
 
 class Sessions:
@@ -41,16 +45,20 @@ class Sessions:
         self, secret: bytes, keys: Sequence[Key], clock: Callable[[], float] = time.time
     ) -> None:
         self._secret = secret
-        self._keys = {key.sha256: key for key in keys}
+        self._keys = {self._signed("key", key.sha256): key for key in keys}
         self._clock = clock
 
+    @property
+    def cookie(self) -> str:
+        """The cookie's name: browsers tell hosts apart and not ports, and so not projects."""
+        return f"homeostat_page_{self._signed('name', '')[:8]}"
+
     def open(self, key: Key | None) -> str:
-        """The cookie's value for a visitor with this key; without keys, for one who is local."""
-        held = {
-            "key": key.sha256 if key else "",
-            "until": self._clock() + LASTS,
-            "salt": secrets.token_hex(8),
-        }
+        """The cookie's value for a visitor with this key; without keys, for anybody."""
+        return self._made(self._signed("key", key.sha256) if key else "", secrets.token_hex(8))
+
+    def _made(self, key: str, salt: str) -> str:
+        held = {"key": key, "until": self._clock() + LASTS, "salt": salt}
         body = base64.urlsafe_b64encode(json.dumps(held).encode()).decode()
         return f"{body}.{self._signed('session', body)}"
 
@@ -61,14 +69,16 @@ class Sessions:
             return None
         with suppress(ValueError, KeyError, TypeError):
             held = json.loads(base64.urlsafe_b64decode(body))
-            if held["until"] < self._clock():
+            left = held["until"] - self._clock()
+            if left < 0:
                 return None
-            token = self._signed("form", body)
+            token = self._signed("form", f"{held['key']}:{held['salt']}")
+            anew = self._made(held["key"], held["salt"]) if left < LASTS - RENEWED else ""
             if not self._keys and not held["key"]:
-                return Session(LOCAL, admin=True, token=token)
+                return Session(LOCAL, admin=True, token=token, renewed=anew)
             key = self._keys.get(held["key"])
             if key is not None:
-                return Session(key.name, admin=key.role == "admin", token=token)
+                return Session(key.name, admin=key.role == "admin", token=token, renewed=anew)
         return None
 
     def shown(self, key: Key) -> Session:

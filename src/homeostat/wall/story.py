@@ -1,27 +1,40 @@
 """The story: how the model is, in a word and a sentence, with the numbers behind it.
 
-Takes a `View` and what the loop is doing. Gives a `Story` for the top of the page, the sentences
-about one column, and the rows of the releases; pure.
+Takes a `View` and what holds beside the files: what the loop does, who answers, the time. Gives a
+`Story` for the top of the page, the sentences about one column, and the rows of the releases; pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from homeostat.findings import ranked
 from homeostat.records import Json, Shape
-from homeostat.settings import Monitor
+from homeostat.settings import Monitor, Settings
 from homeostat.wall.board import View
 from homeostat.wall.ledger import Look
+from homeostat.wall.traffic import Server, down
+from homeostat.wall.turns import Doing
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What holds beside the files of the project."""
+
+    doing: Doing
+    servers: Sequence[Server]
+    now: datetime
+    rules: Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
     """How things stand."""
 
-    word: str  # well, drift, hurt, call, wait, unknown or none: what the page's mark shows
+    word: str  # a key of `WORDS`: what the page's mark shows
     title: str
     parts: tuple[str, ...]  # sentences; times in them are written as {ISO 8601} in braces
 
@@ -32,27 +45,41 @@ WORDS = {
     "drift": "The data drifted",
     "hurt": "The model is not well",
     "call": "A human is needed",
+    "down": "No server answers",
+    "stuck": "The loop cannot step",
+    "late": "Nobody has looked for a while",
     "wait": "A release waits for approval",
     "unknown": "How the model is cannot be told",
     "none": "There is no model yet",
 }
+LATE = 3
+"""So many steps' time after a look the next one is missing: a step may be long, or fail once."""
 
 
-def story(view: View) -> Story:
-    """How the champion is, as far as the last look tells."""
-    word = _word(view)
+def story(view: View, around: Around) -> Story:
+    """How the champion is, as far as the last look tells; whatever keeps that from being known or
+    true comes first.
+    """
+    word = _word(view, around)
     return Story(word, WORDS[word], tuple(_sentences(view)))
 
 
-def _word(view: View) -> str:
+def _word(view: View, around: Around) -> str:
     last, turn = _newest(view), view.last
+    if view.problems:
+        return "unknown"
     if not view.champion:
         return "none"
+    if down(around.servers):
+        return "down"
+    if around.doing.problem:
+        return "stuck"
     if last is None:
         return "unknown"
     called = turn is not None and turn.action == "stop_and_call"
     found = {
         "call": called or last.state == "broken_data",
+        "late": late(view, around),
         "unknown": last.state in ("failed", "insufficient_data"),
         "hurt": last.hurts == "yes",
         "wait": bool(view.waiting),
@@ -62,13 +89,32 @@ def _word(view: View) -> str:
     return next((word for word, is_so in found.items() if is_so), "calm")
 
 
+def late(view: View, around: Around) -> bool:
+    """Whether the next look should have come."""
+    last, every = _newest(view), around.rules.run.every
+    return last is not None and around.now - datetime.fromisoformat(last.at) > LATE * every
+
+
+def next_training(view: View, around: Around) -> str:
+    """When the loop may train of its own accord, where that is not yet; empty otherwise."""
+    if view.pinned is not None:
+        return "Nothing is trained while the champion is pinned."
+    if not view.trained:
+        return ""
+    cool = datetime.fromisoformat(view.trained) + around.rules.decide.cooldown
+    if cool <= around.now:
+        return ""
+    return f"It trains of its own accord from {{{cool.isoformat()}}} on (decide.cooldown)."
+
+
 def _newest(view: View) -> Look | None:
     return max(view.looks, key=lambda look: look.seq, default=None)
 
 
 def _sentences(view: View) -> Iterator[str]:
     if not view.champion:
-        yield "Run `homeostat train` for the first release."
+        if not view.problems:
+            yield "Run `homeostat train` for the first release."
         return
     since = next((move.at for move in reversed(view.moves)), None)
     held = f", pinned by {view.pinned}" if view.pinned is not None else ""

@@ -7,9 +7,12 @@ server that does not answer is told of as such.
 from __future__ import annotations
 
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from http.client import HTTPResponse
+from typing import Any
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -17,7 +20,10 @@ from homeostat.errors import cause
 
 PATHS = frozenset({"/predict", "/invocations"})
 LARGEST = 4_000_000  # bytes of an answer
-TIMEOUT = 2.0  # seconds
+TIMEOUT = 2.0  # seconds, for each part of an answer
+DEADLINE = 4.0  # seconds, for the whole of it
+PIECE = 65_536  # bytes
+TOGETHER = 16  # servers that are asked at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class Server:
 
     address: str
     problem: str = ""  # why it cannot be read
+    met: bool = False  # it answered once, or the settings name it
     requests: float | None = None  # a second
     failed: float | None = None  # share of these
     rows: float | None = None  # a second
@@ -49,36 +56,69 @@ class Server:
 
 
 class Traffic:
-    """Scrapes servers; `look` may be called from one thread at a time."""
+    """Scrapes servers; `look` may be called from one thread at a time.
 
-    def __init__(self, addresses: Sequence[str], key: str = "") -> None:
+    The servers that are `expected` count as down from the first scrape on that finds them so; any
+    other may never have been started.
+    """
+
+    def __init__(self, addresses: Sequence[str], key: str = "", *, expected: bool = True) -> None:
         self._addresses = [each.rstrip("/") for each in addresses]
         self._key = key
         self._last: dict[str, Count] = {}
+        self._met = set(self._addresses) if expected else set()
+        # Neither a proxy nor where a server sends us to is to see the key.
+        self._opener = build_opener(ProxyHandler({}), _Stay)
         self.servers: tuple[Server, ...] = ()
 
     def look(self) -> None:
-        """Scrape all of them once; never raises."""
-        self.servers = tuple(self._server(address) for address in self._addresses)
+        """Scrape all of them once, side by side; never raises."""
+        with ThreadPoolExecutor(TOGETHER) as threads:
+            self.servers = tuple(threads.map(self._server, self._addresses))
 
     def _server(self, address: str) -> Server:
         try:
             count = counted(self._scrape(address), time.monotonic())
         except Exception as error:  # noqa: BLE001 - the page tells that it does not answer
             self._last.pop(address, None)
-            told = _told(error)
-            return Server(address, told)
+            return Server(address, _told(error), address in self._met)
         before = self._last.get(address)
         self._last[address] = count
-        return between(address, before, count)
+        self._met.add(address)
+        return replace(between(address, before, count), met=True)
 
     def _scrape(self, address: str) -> str:
         if not address.startswith(("http://", "https://")):
             raise ValueError(address)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        asked = urllib.request.Request(f"{address}/metrics", headers=headers)  # noqa: S310 - checked
-        with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:  # noqa: S310 - checked above
-            return bytes(answer.read(LARGEST)).decode()
+        asked = Request(f"{address}/metrics", headers=headers)  # noqa: S310 - checked above
+        until = time.monotonic() + DEADLINE
+        with self._opener.open(asked, timeout=TIMEOUT) as answer:
+            return _read(answer, until).decode()
+
+
+class _Stay(HTTPRedirectHandler):
+    """Follows no redirect: that is an answer of status 3xx."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _read(answer: HTTPResponse, until: float) -> bytes:
+    """The whole body. Raises TimeoutError for one that is late, ValueError for one too large."""
+    body = b""
+    while piece := answer.read1(PIECE):
+        body += piece
+        if time.monotonic() > until:
+            raise TimeoutError("timed out")
+        if len(body) > LARGEST:
+            raise ValueError("too large")
+    return body
+
+
+def down(servers: Sequence[Server]) -> bool:
+    """Whether there is a server that should answer, and none does."""
+    return any(each.met for each in servers) and all(each.problem for each in servers)
 
 
 def _told(error: Exception) -> str:

@@ -45,7 +45,7 @@ class Turns:
     ) -> None:
         self._loop = loop
         self._orders = orders
-        self._clock = clock
+        self.clock = clock
         self._every = every
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -66,19 +66,20 @@ class Turns:
         problem: Callable[[HomeostatError], None],
         waits: Callable[[timedelta], None],
     ) -> None:
-        """Step at once and then on the schedule, until stopped. Tells of each outcome, of each step
+        """Step at once and then on the schedule, until stopped; orders go before a step, so that
+        none of them waits behind two, however long these take. Tells of each outcome, of each step
         that did not come about, and how long it waits for the next one.
         """
-        due = self._clock.now()
+        due = self.clock.now()
         while not self._stop.is_set():
-            if self._clock.now() >= due:
-                due = self._clock.now() + self._every
+            if self._orders.found():
+                self._turn("orders", lambda loop: carry_out(loop, self._orders), problem)
+            if self.clock.now() >= due and not self._stop.is_set():
+                due = self.clock.now() + self._every
                 self._turn("step", lambda loop: report(loop.step()), problem)
                 self.doing = Doing(next=due, problem=self.doing.problem)
                 waits(self._every)
-            elif self._orders.found():
-                self._turn("orders", lambda loop: carry_out(loop, self._orders), problem)
-            left = (due - self._clock.now()).total_seconds()
+            left = (due - self.clock.now()).total_seconds()
             rest = min(left, AGAIN) if self._orders.found() else left
             self._wake.wait(max(0.0, min(rest, LONGEST)))
             self._wake.clear()
@@ -86,7 +87,7 @@ class Turns:
     def _turn(
         self, what: str, do: Callable[[Loop], object], problem: Callable[[HomeostatError], None]
     ) -> None:
-        self.doing = replace(self.doing, what=what, since=self._clock.now())
+        self.doing = replace(self.doing, what=what, since=self.clock.now())
         try:
             with self._loop() as loop:
                 do(loop)
