@@ -21,8 +21,11 @@ from loop_fixtures import (
 )
 
 from homeostat import autonomy, cli, settings
+from homeostat.replay.advice import Merit
+from homeostat.replay.result import Row
 from homeostat.report import FileReporter
 from homeostat.settings import Settings
+from homeostat.stats import BlockMean
 from homeostat.testing import START, FakeClock
 
 WEEK = timedelta(days=7)
@@ -171,6 +174,30 @@ def test_a_replay_inside_a_project_earns_it_and_leaves_its_files_there(
     assert {row["policy"] for row in json.loads((made / "replay.json").read_text())} > {"homeostat"}
     assert "works by the mode" not in _run(capsys, "status")
     assert json.loads(_run(capsys, "status", "--json"))["unearned"] == ""
+
+
+@pytest.mark.parametrize(
+    ("gain", "harmful", "regret", "won", "told"),
+    [
+        (0.1, 0, 0.2, True, "it has earned"),
+        (0.1, 2, 0.01, True, "2 of its promotions did harm and worse ones cost 8% of the gain"),
+        (0.1, 1, 0.02, False, "16% of the gain: over 10%, so it has not earned"),
+        (0.001, 0, 0.0, False, "may be chance"),
+        (-0.1, 0, 0.0, False, "above that of never"),
+    ],
+)
+@pytest.mark.parametrize("metric", ["log_loss", "rmse"])
+def test_a_rule_wins_by_a_gain_that_is_no_chance_and_by_doing_little_harm(
+    gain, harmful, regret, won, told, metric
+):
+    value = 0.8 if metric == "log_loss" else 0.8**0.5  # 0.8 a row
+    row = Row(
+        "homeostat", metric, value, gain / (0.8 + gain), None, None, 5, 1, 2, 7, harmful, regret,
+        10.0, 0, False,
+    )  # fmt: skip
+    merit = Merit.of(row, BlockMean(gain, 0.01, 30, 900))
+    assert merit.won is won
+    assert told in merit.reason
 
 
 def _run(capsys, *words):

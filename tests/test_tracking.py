@@ -16,15 +16,15 @@ import pytest
 import sklearn
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from homeostat.recording import _attempt
 from homeostat.records import Candidate, Release, TrainingRows, Verdict
 from homeostat.settings import Tracking
 from homeostat.tracking import (
     MAX_ENTRIES,
     MlflowTracker,
     NoTracker,
-    _attempt,
+    Store,
     _facts,
-    _Store,
     tracker,
 )
 
@@ -112,6 +112,19 @@ print(json.dumps(found))
 """
 
 
+def looked(project):
+    look = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOOK],
+        cwd=project,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert look.returncode == 0, log(project)
+    return json.loads(look.stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """A training while the store is down, one that is tampered with, a promoted, a rejected one."""
@@ -136,17 +149,7 @@ def story(tmp_path_factory):
     up.training(candidate(pickled(2)), verdict(False), None, None)
     up.close(PATIENCE)
     (project / "X.pkl").write_bytes(pickle.dumps(X))
-    look = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOOK],
-        cwd=project,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    assert look.returncode == 0, log(project)
-    found = json.loads(look.stdout.splitlines()[-1])
-    return SimpleNamespace(project=project, delay=delay, waiting=waiting, **found)
+    return SimpleNamespace(project=project, delay=delay, waiting=waiting, **looked(project))
 
 
 def test_a_training_is_a_run_with_parameters_metrics_tags_and_report(story):
@@ -173,6 +176,28 @@ def test_the_champions_alias_moves_only_on_promotion(story):
     assert story.challenger["version"] == story.champion["version"] + 1
 
 
+def test_a_release_that_waited_has_the_champions_alias_once_it_serves(project):
+    (project / "X.pkl").write_bytes(pickle.dumps(X))
+    waits = Release("d" * 64, 3, {})
+    tracker = made(project)
+    tracker.training(candidate(pickled(1)), verdict(True), RELEASE, None)
+    tracker.training(candidate(pickled(2)), verdict(True), waits, None, serves=False)
+    tracker.close(PATIENCE)
+    before = looked(project)
+    assert before["champion"]["tags"]["homeostat.release"] == RELEASE.id
+    assert before["challenger"]["tags"]["homeostat.promoted"] == "false"
+    tracker = made(project)
+    tracker.serves(waits)
+    tracker.serves(Release("f" * 64, 9, {}))  # of a time when nothing was recorded
+    tracker.close(PATIENCE)
+    after = looked(project)
+    assert after["champion"]["tags"]["homeostat.release"] == waits.id
+    assert after["champion"]["tags"]["homeostat.promoted"] == "true"
+    assert after["champion"]["proba"] == model(2).predict_proba(X)[:, 1].tolist()
+    assert spooled(project) == []
+    assert "was never recorded" in log(project)
+
+
 def test_a_store_that_is_down_delays_nothing_and_loses_nothing(story):
     assert story.delay < 1
     assert story.waiting == 1
@@ -189,7 +214,7 @@ def test_a_model_that_was_tampered_with_is_given_up_and_the_log_says_why(story):
 
 def test_an_entry_that_takes_too_long_is_given_up():
     began = time.monotonic()
-    problem = _attempt(_Store("uri", "flights", 0.05), lambda: time.sleep(30))
+    problem = _attempt(Store("uri", "flights", 0.05), lambda: time.sleep(30))
     assert problem == "TimeoutError: it took longer than 0.05 seconds (tracking.timeout)"
     assert time.monotonic() - began < 5
 

@@ -269,8 +269,16 @@ class Tracker(Protocol):
     """Where trainings are recorded for people. Never raises, never waits."""
 
     def training(
-        self, candidate: Candidate, verdict: Verdict, release: Release | None, report: Path | None
+        self,
+        candidate: Candidate,
+        verdict: Verdict,
+        release: Release | None,
+        report: Path | None,
+        *,
+        serves: bool = True,
     ) -> None: ...
+
+    def serves(self, release: Release) -> None: ...
 
     def close(self) -> None: ...
 

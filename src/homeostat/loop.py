@@ -123,6 +123,7 @@ class Loop:
         release = self.releases.roll_back(to)
         who = {"by": by} if by else {}
         self.audit.write("rolled_back", now, {"from": old.id, "release": release.id, **who})
+        self.tracker.serves(release)
         self.copy()
         reason = f"Asked for: {release.short} serves again, in the place of {old.short}."
         decision = Decision(Action.ROLL_BACK, "asked", reason)
@@ -141,6 +142,7 @@ class Loop:
         approval.check(found, self.audit.lines())
         self.audit.write("approved", now, {"release": found.id, "by": by})
         self._serve(found, now, f"Approved by {by}.")
+        self.tracker.serves(found)
         decision = Decision(Action.ADOPT, "approved", f"{found.short} was approved by {by}.")
         return self._done(Outcome(now, decision, release=found.id, promoted=True), began)
 
@@ -330,7 +332,7 @@ class Loop:
             release = self.releases.add(candidate, verdict, now)
             told = {"release": release.id, "kind": candidate.kind, "reason": verdict.reason}
             self.audit.write(approval.WAITING, now, told)
-            self.tracker.training(candidate, verdict, None, self.report)
+            self.tracker.training(candidate, verdict, release, self.report, serves=False)
             reason = f"{release.short} waits for `homeostat approve`: {verdict.reason}"
             return replace(outcome.held("approve", reason), verdict=verdict)
         release = self._promote(candidate, verdict, now)
@@ -346,6 +348,7 @@ class Loop:
             return outcome.held("failed", f"The rollback failed: {cause(error)}")
         told = {"from": champion.id, "release": release.id, "by": PROBATION}
         self.audit.write("rolled_back", now, {**told, "reason": outcome.decision.reason})
+        self.tracker.serves(release)
         self.copy()
         return replace(outcome, release=release.id, promoted=True)
 

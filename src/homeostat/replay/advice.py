@@ -21,10 +21,16 @@ if TYPE_CHECKING:
     from homeostat.replay.track import Scene
 
 
+BEARABLE = 0.1
+"""Of a gain, what promotions that were worse for a while may have cost where some did harm."""
+
+
 @dataclass(frozen=True, slots=True)
 class Merit:
-    """What one rule of `homeostat` came to; `won`: it gained over `never` with a one-sided 95 %
-    bound above 0, and without harm.
+    """What one rule of `homeostat` came to.
+
+    `won`: it gained over `never` with a one-sided 95 % bound above 0, and either no promotion did
+    harm, or all that were worse for a while together cost a tenth of that gain at most.
     """
 
     won: bool
@@ -32,18 +38,23 @@ class Merit:
 
     @classmethod
     def of(cls, row: Row, gain: BlockMean) -> Merit:
-        won = gain.bound(1 - CONFIDENCE) > 0 and not row.harmful_promotions
+        loss = row.value**2 if row.metric == "rmse" else row.value
+        cost = row.total_regret * loss  # of promotions that were worse, a row
+        gained, harmful = gain.bound(1 - CONFIDENCE) > 0, row.harmful_promotions
+        won = gained and (not harmful or cost <= BEARABLE * gain.mean)
         reason = (
             f"{row.policy} would have taken {row.retrains} retrains, {row.recalibrations} "
             f"recalibrations and {row.cpu_seconds:.0f} CPU seconds of training for a "
             f"{row.metric.replace('_', ' ')} {abs(row.relative_gain):.1%} "
             f"{'below' if row.relative_gain >= 0 else 'above'} that of never"
         )
-        if won:
-            return cls(won, f"{reason}: it has earned to act alone.")
-        if row.harmful_promotions:
-            return cls(won, f"{reason}, but {row.harmful_promotions} of its promotions did harm.")
-        return cls(won, f"{reason}, which may be chance: it has not earned to act alone.")
+        if not gained:
+            return cls(won, f"{reason}, which may be chance: it has not earned to act alone.")
+        if harmful:
+            share = f"worse ones cost {cost / gain.mean:.0%} of the gain"
+            reason += f", though {harmful} of its promotions did harm and {share}"
+        earned = "it has" if won else f"over {BEARABLE:.0%}, so it has not"
+        return cls(won, f"{reason}: {earned} earned to act alone.")
 
 
 @dataclass(frozen=True, slots=True)
