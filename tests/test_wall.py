@@ -339,7 +339,7 @@ def test_a_hostile_name_is_shown_and_does_nothing(tmp_path, visit, name):
     assert "<img src=x" not in text
     assert "\u202e" not in text
     assert "It drifted" in text or "It did not drift" in text
-    by_place = client.get("/part/column", params={"place": HOSTILE.index(name), "look": 1})
+    by_place = client.get("/part/column", params={"place": HOSTILE.index(name), "look": 2})
     assert "In the look at" in by_place.text
 
 
@@ -382,7 +382,7 @@ def test_a_report_has_an_origin_of_its_own_and_can_send_nothing(root, visit):
 def test_an_older_look_is_drawn_as_it_was(root, visit):
     """Only the newest looks are kept; of others the newest is drawn, and that is said."""
     client, view = visit(root), board(root).view
-    asked = {"place": view.names.index("amount"), "look": 0}
+    asked = {"place": view.names.index("amount"), "look": view.looks[0].seq}
     drawn = client.get("/part/column", params=asked).text
     assert "Drawn: reference and this look" in drawn
     newest = client.get("/part/column", params={"name": "amount"}).text
