@@ -90,15 +90,15 @@ function span() {
 }
 
 function option() {
-  const [min, max] = span();
+  const [min, max] = span(), narrow = element.clientWidth < 560;
   const x = { type: "time", ...axes(), splitLine: { show: false }, min, max };
   x.axisLabel = { ...x.axisLabel, hideOverlap: true };
   return {
     textStyle: { color: colour("text") },
-    legend: { type: "scroll", data: Object.values(NAMES), textStyle: { color: colour("text") }, top: 0 },
+    legend: { itemGap: narrow ? 6 : 10, itemWidth: narrow ? 18 : 25, data: Object.values(NAMES), textStyle: { color: colour("text") }, top: 0 },
     tooltip: { ...tooltip(), trigger: "axis", formatter: formatted },
     axisPointer: { link: [{ xAxisIndex: "all" }] },
-    grid: [{ left: 56, right: 16, top: 52, bottom: 104 }, { left: 56, right: 16, height: 24, bottom: 64 }],
+    grid: [{ left: 56, right: 16, top: narrow ? 72 : 52, bottom: 104 }, { left: 56, right: 16, height: 24, bottom: 64 }],
     xAxis: [{ ...x, gridIndex: 0 }, { ...x, gridIndex: 1, axisLabel: { show: false }, axisTick: { show: false } }],
     yAxis: [
       { type: "value", scale: true, gridIndex: 0, name: told.metric, nameTextStyle: { color: colour("quiet"), align: "left" }, ...axes() },
