@@ -177,6 +177,8 @@ def test_evidentlys_report_runs_in_a_sandbox_and_reaches_nothing(tab, shown):
     assert inside.evaluate("document.title") == "ran"
     assert inside.evaluate("origin") == "null"
     assert page.title() == title
+    assert frame.bounding_box()["width"] > 1000  # a report is laid out for a wide page
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
@@ -448,13 +450,17 @@ def swiped(page, name):
     chart.evaluate("(e) => e.scrollIntoView({ block: 'center', behavior: 'instant' })")
     box = chart.bounding_box()
     before = page.evaluate("scrollY")
-    page.context.new_cdp_session(page).send(
-        "Input.synthesizeScrollGesture",
-        {
-            "x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2,
-            "yDistance": -180, "gestureSourceType": "touch", "speed": 800,
-        },
-    )  # fmt: skip
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    finger = page.context.new_cdp_session(page)
+
+    def touch(kind, *points):
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
+
+    touch("touchStart", {"x": x, "y": y})
+    for moved in range(10, 190, 10):
+        touch("touchMove", {"x": x, "y": y - moved})
+    touch("touchEnd")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     return page.evaluate("scrollY") - before
 
 
@@ -506,7 +512,7 @@ def test_a_decision_takes_few_lines_until_it_is_opened(tab, shown):
     heights = page.evaluate(
         "[...document.querySelectorAll('#turns tr.turn')].map((e) => e.offsetHeight)"
     )
-    assert max(heights) < 120
+    assert max(heights) < 130
     expect(rows.first).to_contain_text("A release waits for approval.")
     expect(rows.first).not_to_contain_text("The gate lets it pass")
     rows.first.locator("button").click()
@@ -660,6 +666,21 @@ def test_the_charts_own_name_is_kept_and_its_hint_is_true(tab, shown):
     chart.focus()
     page.keyboard.press("End")
     expect(page.locator("#performance-said")).to_contain_text("trained a challenger")
+
+
+def test_the_tooltip_tells_the_whole_look_in_short_lines(tab, shown):
+    page = tab(shown.url)
+    drawn(page, "#performance-chart")
+    lines = page.evaluate(
+        "(() => { const option = echarts.getInstanceByDom("
+        "document.getElementById('performance-chart')).getOption();"
+        " const last = option.series.find((one) => one.id === 'realised').data.at(-1)[0];"
+        " return option.tooltip[0].formatter([{ axisValue: last }]).split('\\n'); })()"
+    )
+    text = " ".join(lines)
+    assert all(word in text for word in ("realised", "estimated", "first release", "baseline"))
+    assert "trained a challenger" in text
+    assert max(len(line) for line in lines) <= 40
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
