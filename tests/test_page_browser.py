@@ -493,6 +493,21 @@ def test_a_later_page_stays_as_it_is_when_a_decision_comes_and_tells_of_it(tab, 
     expect(page.locator("#turns tr.turn").first).to_contain_text("New.")
 
 
+def test_the_newest_decision_stays_open_and_tells_what_came_of_it(tab, show, tmp_path):
+    root = invented(tmp_path / "p", 3, ["a"])
+    page = tab(show(root).url)
+    page.locator("#turns tr.turn button").first.click()
+    expect(page.locator("#turns .detail")).to_contain_text("Data window")
+    audit = ChainAudit(root / "reports" / "decisions.jsonl")
+    audit.write("held", START + timedelta(days=3), {"reason": "Too few rows."})
+    expect(page.locator("#turns tr.turn").first).to_contain_text("Too few rows.")
+    expect(page.locator("#turns .detail")).to_contain_text("Too few rows.")
+    step(root, 4)
+    expect(page.locator("#turns tr.turn").first).to_contain_text("New.")
+    expect(page.locator("#turns tr.turn")).to_have_count(4)
+    expect(page.locator("#turns .detail")).to_contain_text("Too few rows.")
+
+
 def test_a_second_click_closes_a_decision(tab, shown):
     page = tab(shown.url)
     button = page.locator("#turns tr.turn button").first

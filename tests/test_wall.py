@@ -530,6 +530,10 @@ def test_a_look_that_is_chosen_says_drifted_where_it_did_and_not_by_distance(tmp
     audit.write("monitored", START, look | {"drifted": ["a"]})
     text = visit(tmp_path / "p").get("/part/column", params={"name": "a", "look": 1}).text
     assert ", drifted" in text
+    look = {**look, "window": {"start": START.isoformat(), "end": "2030-01-01T00:00:00+00:00"}}
+    audit.write("monitored", START, look | {"distances": {"a": [0.4, 1.2]}})
+    text = visit(tmp_path / "p").get("/part/column", params={"name": "a", "look": 2}).text
+    assert "none could be found" in text
 
 
 def test_a_broken_column_stands_first_even_if_it_was_never_compared(tmp_path):

@@ -97,6 +97,7 @@ def column(board: Board, asked: Asked, rules: Monitor) -> dict[str, Any] | None:
         "newest": view.status.get("window"),
         "chosen": chosen,
         "drifted": chosen is not None and name in chosen.drifted,
+        "bounded": rules.detector != "evidently",  # no distance is above 1
         "numbers": _numbers(view, chosen, name) if chosen else None,
     }
 

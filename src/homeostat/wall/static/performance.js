@@ -39,12 +39,13 @@ function band(name, tone) {
 }
 
 function decisions() {
+  const [quiet, bad, accent] = ["quiet", "bad", "accent"].map(colour);
   return {
     id: "decisions", name: "decisions", type: "scatter", xAxisIndex: 1, yAxisIndex: 1, animation: false, large: false,
     data: told.turns.map((turn, place) => ({
       value: [turn[0], 0, place], symbol: SIGNS[turn[1]] ?? "rect",
       symbolSize: turn[1] === "hold" ? 5 : 13,
-      itemStyle: { color: colour(turn[1] === "hold" ? "quiet" : turn[1] === "stop_and_call" ? "bad" : "accent") },
+      itemStyle: { color: turn[1] === "hold" ? quiet : turn[1] === "stop_and_call" ? bad : accent },
     })),
   };
 }
