@@ -159,6 +159,7 @@ async function load() {
     return;
   }
   element.hidden = false;
+  element.style.maxHeight = `${110 + 44 * told.names.length}px`; // few rows need no tall chart
   if (!made) {
     made = await chart(element, paint);
     made.getZr().on("mousemove", (event) => { const found = cell(event); if (found) said.textContent = about(found); });

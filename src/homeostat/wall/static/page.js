@@ -125,7 +125,7 @@ function failed(status) {
   const said = document.createElement("p");
   said.className = "problem";
   said.setAttribute("role", "alert");
-  said.textContent = status ? `Refused (${status}). Load the page again.` : "The page cannot be reached; nothing was asked for.";
+  said.textContent = status ? `Refused (${status}). Load the page again.` : "The page cannot be reached. Try again once it is live.";
   if (dialog.open) { dialog.append(said); return; }
   const form = document.createElement("form"), close = document.createElement("button");
   form.method = "dialog";
