@@ -4,11 +4,13 @@ columns, nothing yet, and a connection that is lost.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import threading
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,9 @@ import httpx
 import pytest
 from serving_fixtures import ROW, serving, until
 from wall_fixtures import ADMIN, HOSTILE, KEYS, VIEWER, bare, invented, lived, showing
+
+from homeostat.audit import ChainAudit
+from homeostat.testing import START
 
 CHROMIUM = Path("/usr/bin/chromium")
 NEEDED = bool(os.environ.get("HOMEOSTAT_REQUIRE_SYSTEM"))
@@ -113,9 +118,9 @@ def test_performance_is_drawn_and_arrow_keys_tell_of_each_decision(tab, shown):
     chart = drawn(page, "#performance-chart")
     chart.focus()
     page.keyboard.press("Home")
-    expect(page.locator("#performance-said")).to_contain_text("first (asked)")
+    expect(page.locator("#performance-said")).to_contain_text("first release (asked for)")
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#performance-said")).not_to_contain_text("first (asked)")
+    expect(page.locator("#performance-said")).not_to_contain_text("first release (asked for)")
     box = chart.bounding_box()
     chart.hover(position={"x": box["width"] - 20, "y": box["height"] / 2})
     expect(page.locator("#performance-said")).to_contain_text("waits for approval")
@@ -172,6 +177,8 @@ def test_evidentlys_report_runs_in_a_sandbox_and_reaches_nothing(tab, shown):
     assert inside.evaluate("document.title") == "ran"
     assert inside.evaluate("origin") == "null"
     assert page.title() == title
+    assert frame.bounding_box()["width"] > 1000  # a report is laid out for a wide page
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
@@ -409,3 +416,301 @@ def test_only_what_the_package_ships_is_loaded(browser, shown):
     context.close()
     assert len(asked) > 8
     assert all(httpx.URL(url).host == "127.0.0.1" for url in asked)
+
+
+# --- what a viewer is doing ---
+
+
+def step(root, number, **told):
+    """One more look in the chain, a day after the last of `invented`, with its decision."""
+    end = START + number * timedelta(days=1)
+    window = {"start": (end - timedelta(days=1)).isoformat(), "end": end.isoformat()}
+    look = {
+        "state": "stable", "hurts": "no", "reason": "So.", "release": "c" * 64, "window": window,
+        "distances": {}, **told,
+    }  # fmt: skip
+    decision = {"action": "hold", "trigger": "none", "reason": "New.", "numbers": {}}
+    audit = ChainAudit(root / "reports" / "decisions.jsonl")
+    audit.write("decided", end, {"decision": decision, "evidence": look})
+
+
+def changed(root, **told):
+    """Write something into the status file."""
+    path = root / "reports" / "drift_status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+
+
+def focused(page):
+    return page.evaluate("document.activeElement.id")
+
+
+def swiped(page, name):
+    """How far the page scrolls as a finger moves up by 180 pixels over the middle of a chart."""
+    chart = page.locator(name)
+    chart.evaluate("(e) => e.scrollIntoView({ block: 'center', behavior: 'instant' })")
+    box = chart.bounding_box()
+    before = page.evaluate("scrollY")
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    finger = page.context.new_cdp_session(page)
+
+    def touch(kind, *points):
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
+
+    touch("touchStart", {"x": x, "y": y})
+    for moved in range(10, 190, 10):
+        touch("touchMove", {"x": x, "y": y - moved})
+    touch("touchEnd")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return page.evaluate("scrollY") - before
+
+
+@pytest.mark.parametrize("name", ["#performance-chart", "#heat-chart"])
+def test_a_finger_scrolls_the_page_over_a_chart(tab, shown, name):
+    page = tab(shown.url, viewport={"width": 390, "height": 720}, has_touch=True, is_mobile=True)
+    drawn(page, "#performance-chart")
+    drawn(page, "#heat-chart")
+    assert swiped(page, name) > 100
+
+
+def test_a_later_page_stays_as_it_is_when_a_decision_comes_and_tells_of_it(tab, show, tmp_path):
+    root = invented(tmp_path / "p", 60, ["a"])
+    page = tab(show(root).url)
+    page.locator("#decisions-older").click()
+    expect(page.locator("#turns")).to_contain_text("page 2 of 3")
+    row = page.locator("#turns tr.turn").nth(3)
+    name = row.locator("button").get_attribute("id")
+    row.locator("button").click()
+    expect(page.locator("#turns .detail")).to_contain_text("Data window")
+    page.locator(f"#{name}").focus()
+    step(root, 60)
+    expect(page.locator("#turns [role=status]")).to_have_text("61 of 61")
+    expect(page.locator("#turns")).to_contain_text("page 2 of 3")
+    expect(page.locator("#turns .detail")).to_contain_text("Data window")
+    assert page.locator("#turns tr.turn").nth(3).locator("button").get_attribute("id") == name
+    assert focused(page) == name
+    expect(page.locator(f"#{name}")).to_have_attribute("aria-expanded", "true")
+    page.get_by_role("button", name="1 new").click()
+    expect(page.locator("#turns tr.turn").first).to_contain_text("New.")
+
+
+def test_the_newest_decision_stays_open_and_tells_what_came_of_it(tab, show, tmp_path):
+    root = invented(tmp_path / "p", 3, ["a"])
+    page = tab(show(root).url)
+    page.locator("#turns tr.turn button").first.click()
+    expect(page.locator("#turns .detail")).to_contain_text("Data window")
+    audit = ChainAudit(root / "reports" / "decisions.jsonl")
+    audit.write("held", START + timedelta(days=3), {"reason": "Too few rows."})
+    expect(page.locator("#turns tr.turn").first).to_contain_text("Too few rows.")
+    expect(page.locator("#turns .detail")).to_contain_text("Too few rows.")
+    step(root, 4)
+    expect(page.locator("#turns tr.turn").first).to_contain_text("New.")
+    expect(page.locator("#turns tr.turn")).to_have_count(4)
+    expect(page.locator("#turns .detail")).to_contain_text("Too few rows.")
+
+
+def test_a_second_click_closes_a_decision(tab, shown):
+    page = tab(shown.url)
+    button = page.locator("#turns tr.turn button").first
+    expect(button).to_have_attribute("aria-expanded", "false")
+    button.click()
+    expect(page.locator("#turns .detail")).to_be_visible()
+    expect(button).to_have_attribute("aria-expanded", "true")
+    button.click()
+    expect(page.locator("#turns .detail")).to_have_count(0)
+    expect(button).to_have_attribute("aria-expanded", "false")
+
+
+def test_a_decision_takes_few_lines_until_it_is_opened(tab, shown):
+    page = tab(shown.url)
+    rows = page.locator("#turns tr.turn")
+    expect(rows).to_have_count(6)
+    heights = page.evaluate(
+        "[...document.querySelectorAll('#turns tr.turn')].map((e) => e.offsetHeight)"
+    )
+    assert max(heights) < 130
+    expect(rows.first).to_contain_text("A release waits for approval.")
+    expect(rows.first).not_to_contain_text("The gate lets it pass")
+    rows.first.locator("button").click()
+    expect(page.locator("#turns .detail")).to_contain_text("The gate lets it pass")
+
+
+def test_focus_in_the_column_list_and_its_open_segments_outlast_a_look(tab, show, tmp_path):
+    root = invented(tmp_path / "p", 3, ["a", "b"])
+    one = {
+        "column": "city", "level": "x", "rows": 9, "verdict": "stable", "furthest": "a",
+        "distance": 0.1, "threshold": 0.2,
+    }  # fmt: skip
+    changed(root, segments=[one])
+    page = tab(show(root).url)
+    page.locator("#segments summary").click()
+    page.locator("#columns button").nth(1).focus()
+    changed(root, segments=[{**one, "rows": 17}])
+    expect(page.locator("#segments")).to_contain_text("17")
+    expect(page.locator("#segments table")).to_be_visible()
+    assert focused(page) == "column-1"
+
+
+def test_the_open_column_is_told_of_anew_with_each_look(tab, show, tmp_path):
+    root = invented(tmp_path / "p", 3, ["a", "b"])
+    page = tab(show(root).url)
+    page.locator("#columns button").first.click()
+    expect(page.locator("#column")).to_contain_text("newest look, which ends 3 Jan")
+    end = START + timedelta(days=7)
+    changed(root, window={"start": START.isoformat(), "end": end.isoformat()})
+    expect(page.locator("#column")).to_contain_text("newest look, which ends 8 Jan")
+
+
+def test_a_column_chosen_in_the_list_is_brought_into_view(tab, show, tmp_path):
+    root = invented(tmp_path / "p", 3, [f"column {place}" for place in range(60)])
+    page = tab(show(root).url, viewport={"width": 390, "height": 720})
+    page.locator("#columns button").first.click()
+    expect(page.locator("#column-head")).to_be_in_viewport()
+    assert focused(page) == "column-head"
+
+
+# --- what the charts tell ---
+
+
+def test_a_broken_column_comes_first_and_what_is_quarantined_is_told(tab, show, tmp_path):
+    root = invented(tmp_path / "p", 3, ["a", "b", "c"])
+    status = json.loads((root / "reports" / "drift_status.json").read_text())
+    features = status["features"]
+    features["c"]["quality"] = [{"check": "nulls", "message": "Nulls.", "severity": "block"}]
+    held = {"id": "ab12cd34", "window": status["window"], "columns": ["c"], "reason": "Nulls."}
+    changed(root, features=features, quarantined=[held])
+    page = tab(show(root).url)
+    expect(page.locator("#columns button").first).to_contain_text("c broken")
+    expect(page.locator("#columns button").nth(1)).not_to_contain_text("broken")
+    expect(page.locator("#columns")).to_contain_text("homeostat quarantine --release ab12cd34")
+    chart = drawn(page, "#heat-chart")
+    chart.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#heat-said")).to_contain_text("c, 3 Jan 2025")
+    expect(page.locator("#heat-said")).to_contain_text("broken")
+
+
+def test_the_keyboards_cursor_stays_in_view_among_many_columns(tab, show, tmp_path):
+    root = invented(tmp_path / "p", 5, [f"column {place}" for place in range(300)])
+    page = tab(show(root).url)
+    chart = drawn(page, "#heat-chart")
+    chart.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Home")
+    expect(page.locator("#heat-said")).to_contain_text("1 Jan 2025")
+    for _ in range(4):
+        page.keyboard.press("PageDown")
+    below = page.locator("#heat-said").inner_text().partition(",")[0]
+    assert rows_seen(page)[0] <= 156 <= rows_seen(page)[1]
+    step(root, 5)  # what comes live leaves the zoom, and the cursor at its column
+    expect(chart).to_have_attribute("data-drawn", "300x6")
+    assert rows_seen(page)[0] <= 156 <= rows_seen(page)[1]
+    page.keyboard.press("End")
+    expect(page.locator("#heat-said")).to_contain_text(f"{below}, 6 Jan 2025")
+
+
+def rows_seen(page):
+    return page.evaluate(
+        "(() => { const zoom = echarts.getInstanceByDom(document.getElementById('heat-chart'))"
+        ".getOption().dataZoom.find((one) => one.yAxisIndex !== undefined);"
+        " return [zoom.startValue, zoom.endValue]; })()"
+    )
+
+
+def test_looks_of_one_day_are_told_apart_by_their_time(tab, show, tmp_path):
+    root = invented(tmp_path / "p", 2, ["a"])
+    hour = (START + timedelta(days=1, hours=3)).isoformat()
+    told = {"start": START.isoformat(), "end": hour}
+    step(root, 9, window=told, distances={"a": [0.1, 0.2]})
+    page = tab(show(root).url)
+    drawn(page, "#heat-chart").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#heat-said")).to_contain_text("2 Jan 2025, 12:00")
+
+
+def test_nothing_compared_has_a_colour_far_from_no_distance(tab, shown):
+    for scheme in ("light", "dark"):
+        page = tab(shown.url, color_scheme=scheme)
+        zero, none, broken = (
+            [int(part) for part in re.findall(r"\d+", colour)]
+            for colour in page.evaluate(
+                "['c0', 'c4', 'c5'].map((name) => "
+                "getComputedStyle(document.querySelector(`.${name}`)).backgroundColor)"
+            )
+        )
+        for one, other in ((zero, none), (zero, broken), (none, broken)):
+            assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 80
+
+
+def test_without_figures_there_are_words_in_the_place_of_the_chart(tab, show, tmp_path):
+    root = bare(tmp_path / "p")
+    (root / "reports").mkdir()
+    step(root, 1)
+    page = tab(show(root).url)
+    expect(page.locator("#performance-said")).to_contain_text("no look has figures")
+    expect(page.locator("#performance-chart")).to_be_hidden()
+    expect(page.locator("#signs")).to_be_hidden()
+
+
+def test_a_single_look_is_drawn_large_with_the_baseline_across(tab, show, tmp_path):
+    page = tab(show(invented(tmp_path / "p", 1, ["a"])).url)
+    drawn(page, "#performance-chart")
+    told = page.evaluate(
+        "(() => { const option = echarts.getInstanceByDom("
+        "document.getElementById('performance-chart')).getOption();"
+        " const of = (id) => option.series.find((one) => one.id === id);"
+        " return { size: of('realised').symbolSize, across: of('baseline').data,"
+        " ends: [option.xAxis[0].min, option.xAxis[0].max], look: of('realised').data[0][0] }; })()"
+    )
+    assert told["size"] >= 8
+    assert [told["across"][0][0], told["across"][-1][0]] == told["ends"]
+    assert told["ends"][0] < told["look"] < told["ends"][1]
+    expect(page.locator("#signs")).to_contain_text("kept the model")
+
+
+def test_the_charts_own_name_is_kept_and_its_hint_is_true(tab, shown):
+    page = tab(shown.url)
+    chart = drawn(page, "#performance-chart")
+    assert "arrow keys" in chart.get_attribute("aria-label")
+    expect(page.locator("#performance-said")).to_have_text(
+        "The pointer tells of each look, arrow keys of each decision."
+    )
+    box = chart.bounding_box()
+    chart.hover(position={"x": box["width"] - 20, "y": box["height"] / 2})
+    expect(page.locator("#performance-said")).to_contain_text("realised")
+    expect(page.locator("#performance-said")).to_contain_text("estimated")
+    chart.focus()
+    page.keyboard.press("End")
+    expect(page.locator("#performance-said")).to_contain_text("trained a challenger")
+
+
+def test_the_tooltip_tells_the_whole_look_in_short_lines(tab, shown):
+    page = tab(shown.url)
+    drawn(page, "#performance-chart")
+    lines = page.evaluate(
+        "(() => { const option = echarts.getInstanceByDom("
+        "document.getElementById('performance-chart')).getOption();"
+        " const last = option.series.find((one) => one.id === 'realised').data.at(-1)[0];"
+        " return option.tooltip[0].formatter([{ axisValue: last }]).split('\\n'); })()"
+    )
+    text = " ".join(lines)
+    assert all(word in text for word in ("realised", "estimated", "first release", "baseline"))
+    assert "trained a challenger" in text
+    assert max(len(line) for line in lines) <= 40
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_act_that_fails_says_so(tab, show, root, tmp_path, method):
+    shown = show(shutil.copytree(root, tmp_path / "p"))
+    page = tab(shown.url)
+    page.route(
+        "**/ask/pin*",
+        lambda route: route.abort() if route.request.method == method else route.continue_(),
+    )
+    page.locator("#releases").get_by_role("button", name="Pin").click()
+    if method == "POST":
+        page.locator("dialog button.sure").click()
+    expect(page.locator("dialog [role=alert]")).to_contain_text("cannot be reached")
+    expect(page.locator("dialog")).to_be_visible()
+    page.locator("dialog").get_by_role("button", name=re.compile("Close|No")).click()
+    expect(page.locator("dialog")).not_to_be_visible()
+    page.said.clear()

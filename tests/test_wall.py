@@ -34,9 +34,9 @@ from homeostat.audit import ChainAudit
 from homeostat.build import load_project
 from homeostat.listening import Key
 from homeostat.notes import orders
-from homeostat.settings import Monitor, Settings
+from homeostat.settings import Monitor, Settings, Tracking
 from homeostat.testing import START
-from homeostat.wall import data, story
+from homeostat.wall import data, story, tracked
 from homeostat.wall.app import create_app
 from homeostat.wall.board import Board
 from homeostat.wall.render import ASSETS, asset
@@ -602,7 +602,7 @@ def test_a_hostile_name_is_shown_and_does_nothing(tmp_path, visit, name):
     assert "<img src=x" not in text
     assert "\u202e" not in text
     assert "It drifted" in text or "It did not drift" in text
-    by_place = client.get("/part/column", params={"place": HOSTILE.index(name), "look": 1})
+    by_place = client.get("/part/column", params={"place": HOSTILE.index(name), "look": 2})
     assert "In the look at" in by_place.text
 
 
@@ -645,7 +645,7 @@ def test_a_report_has_an_origin_of_its_own_and_can_send_nothing(root, visit):
 def test_an_older_look_is_drawn_as_it_was(root, visit):
     """Only the newest looks are kept; of others the newest is drawn, and that is said."""
     client, view = visit(root), board(root).view
-    asked = {"place": view.names.index("amount"), "look": 0}
+    asked = {"place": view.names.index("amount"), "look": view.looks[0].seq}
     drawn = client.get("/part/column", params=asked).text
     assert "Drawn: reference and this look" in drawn
     newest = client.get("/part/column", params={"name": "amount"}).text
@@ -751,3 +751,132 @@ def test_who_leaves_has_to_show_a_key_again(keyed, visit):
     client.post("/login", data={"key": ADMIN})
     assert client.post("/logout", data={"token": token(client.get("/"))}).status_code == 303
     assert client.get("/").status_code == 303
+
+
+# --- words, verdicts and addresses ---
+
+
+def told(root, **features):
+    """A project of one look whose status tells this of its columns."""
+    made = invented(root, 1, [*features])
+    path = made / "reports" / "drift_status.json"
+    status = json.loads(path.read_text())
+    for name, more in features.items():
+        status["features"][name] |= more
+    path.write_text(json.dumps(status))
+    return made
+
+
+def heat_of(root):
+    found = json.loads(data.heat(board(root).view))
+    shape = len(found["names"]), len(found["ends"])
+    cells = np.frombuffer(base64.b64decode(found["cells"]), np.uint8).reshape(shape)
+    return found, dict(zip(found["names"], cells.tolist(), strict=True))
+
+
+def test_the_heat_map_calls_drifted_what_the_look_does_however_near_the_threshold(tmp_path):
+    audit = ChainAudit(bare(tmp_path / "p") / "reports" / "decisions.jsonl")
+    distances = {"barely": [0.2014, 0.2], "not quite": [0.2, 0.2], "by evidently": [0.05, 0.3]}
+    distances["whatever its distance"] = [0.9, 0.2]
+    look = {"state": "drift", "hurts": "no", "reason": "", "distances": distances}
+    audit.write("monitored", START, look | {"drifted": ["barely", "by evidently"]})
+    found, cells = heat_of(tmp_path / "p")
+    assert {name: cell[0] > found["steps"] for name, cell in cells.items()} == {
+        "barely": True, "not quite": False, "by evidently": True, "whatever its distance": False,
+    }  # fmt: skip
+    assert max(cell[0] for cell in cells.values()) < found["broken"]
+
+
+def test_a_look_that_is_chosen_says_drifted_where_it_did_and_not_by_distance(tmp_path, visit):
+    audit = ChainAudit(bare(tmp_path / "p") / "reports" / "decisions.jsonl")
+    look = {"state": "drift", "hurts": "no", "reason": "", "distances": {"a": [0.1, 0.3]}}
+    audit.write("monitored", START, look | {"drifted": ["a"]})
+    text = visit(tmp_path / "p").get("/part/column", params={"name": "a", "look": 1}).text
+    assert ", drifted" in text
+    look = {**look, "window": {"start": START.isoformat(), "end": "2030-01-01T00:00:00+00:00"}}
+    audit.write("monitored", START, look | {"distances": {"a": [0.4, 1.2]}})
+    text = visit(tmp_path / "p").get("/part/column", params={"name": "a", "look": 2}).text
+    assert "none could be found" in text
+
+
+def test_a_broken_column_stands_first_even_if_it_was_never_compared(tmp_path):
+    broken = {"quality": [{"check": "type", "message": "No numbers.", "severity": "block"}]}
+    root = told(tmp_path / "p", a={}, z={"distance": None, "threshold": None, **broken})
+    found, cells = heat_of(root)
+    assert found["names"] == ["z", "a"]
+    assert cells["z"] == [found["broken"]]
+    assert cells["a"][0] < found["broken"]
+
+
+@pytest.mark.parametrize(
+    ("detector", "said"), [("homeostat", "No drift of this column"), ("evidently", "did not drift")]
+)
+def test_where_no_distance_can_pass_its_threshold_that_is_said(tmp_path, detector, said):
+    numbers = {"distance": 0.4, "threshold": 1.3, "drifted": False}
+    view = board(told(tmp_path / "p", a=numbers)).view
+    assert said in " ".join(story.about(view, "a", Monitor(detector=detector)))
+
+
+def test_what_the_loop_did_is_told_in_words_and_found_by_them(tmp_path, visit):
+    client = visit(invented(tmp_path / "p", 2, ["a"]))
+    text = client.get("/part/decisions", params={"q": "kept nothing asks"}).text
+    assert "2 of 2" in text
+    assert ">none<" not in text
+    turns = json.loads(client.get("/data/performance").text)["turns"]
+    assert turns[0][2] == "kept the model (nothing asks for more)"
+
+
+def test_the_first_release_is_beside_a_constant_and_no_champion(root, visit):
+    first = visit(root).get("/part/releases").text.rpartition("<li")[2]
+    assert "constant" in first
+    assert "champion" not in first
+
+
+def tracking(root, folder, **told):
+    """The project with the tracking switched on."""
+    mine = shutil.copytree(root, folder)
+    settings = mine / "homeostat.toml"
+    lines = "".join(f'{name} = "{value}"\n' for name, value in told.items())
+    text = settings.read_text().replace("[tracking]\nenabled = false\n", f"[tracking]\n{lines}")
+    settings.write_text(text)
+    return mine
+
+
+def test_mlflow_is_named_for_turns_that_have_a_run_there(root, visit, tmp_path):
+    client, turns = visit(tracking(root, tmp_path / "p")), board(root).view.turns
+    named = {
+        turn.seq: "homeostat.as_of" in client.get(f"/part/decision?seq={turn.seq}").text
+        for turn in turns
+    }
+    assert named == {
+        turn.seq: turn.action == "first" or any(kind == "gate" for kind, _ in turn.came)
+        for turn in turns
+    }
+    assert {*named.values()} == {True, False}
+    command = "mlflow ui --backend-store-uri sqlite:///.homeostat/mlflow.db"
+    assert command in client.get(f"/part/decision?seq={turns[0].seq}").text
+
+
+@pytest.mark.parametrize(
+    ("uri", "viewer", "admin"),
+    [
+        ("https://mlflow.example/x", "https://mlflow.example/x", "https://mlflow.example/x"),
+        ("https://ann:secret@mlflow.example:5000/x?secret=1#secret", "",
+         "https://mlflow.example:5000/x"),
+        ("https://ann:sec/ret@mlflow.example", "", ""),
+        ("postgresql://ann:secret@db/runs", "",
+         "mlflow ui --backend-store-uri postgresql://db/runs"),
+        ("sqlite:////runs.db?secret=1", "", "mlflow ui --backend-store-uri sqlite:////runs.db"),
+        ("databricks", "databricks", "databricks"),
+    ],
+)  # fmt: skip
+def test_no_password_of_mlflows_address_is_shown(uri, viewer, admin):
+    for is_admin, expected in ((False, viewer), (True, admin)):
+        found = tracked.store(Tracking(uri=uri), admin=is_admin)
+        assert (found.link or found.command or found.said) == expected
+
+
+def test_a_link_to_mlflow_tells_it_nothing(root, visit, tmp_path):
+    mine = tracking(root, tmp_path / "p", uri="https://mlflow.example")
+    text = visit(mine).get(f"/part/decision?seq={board(mine).view.turns[0].seq}").text
+    assert '<a href="https://mlflow.example" target="_blank" rel="noreferrer noopener">' in text

@@ -238,7 +238,7 @@ def _add_views(app: FastAPI, wall: Wall) -> None:
             "column": lambda: parts.column(wall.board, asked, wall.settings.monitor),
             "releases": lambda: parts.releases(wall.board.view, asks),
             "decisions": lambda: parts.decisions(wall.board.view, asked),
-            "decision": lambda: parts.decision(wall.board, asked, wall.settings),
+            "decision": lambda: parts.decision(wall.board, asked, wall.settings, asks),
             "replays": lambda: {"replays": wall.board.view.replays},
         }
         values = made[name]() if name in made else None

@@ -16,9 +16,9 @@ import numpy as np
 
 from homeostat.page import sentence, shown
 from homeostat.records import Json
+from homeostat.wall import story, words
 from homeostat.wall.board import View
-from homeostat.wall.ledger import STEPS, UNTESTED, Look, ratios
-from homeostat.wall.story import columns
+from homeostat.wall.ledger import BROKEN, STEPS, UNTESTED, Look, ratios
 
 FIGURES = ("realised", "estimated", "first_release", "baseline")
 encode = msgspec.json.Encoder().encode
@@ -33,7 +33,8 @@ def performance(view: View) -> bytes:
     """`metric`, `greater`, `looks` and `turns`.
 
     A look is its end, the end of the rows whose labels have come, the release, and [value, low,
-    high] of each of `FIGURES`, or null; a turn its time, action, trigger, reason, outcome and line.
+    high] of each of `FIGURES`, or null; a turn its time, action, that and its trigger in words,
+    reason, outcome and line.
     """
     looks = [look for look in view.looks if look.figures]
     last = looks[-1].figures if looks else None
@@ -46,9 +47,9 @@ def performance(view: View) -> bytes:
             [
                 milliseconds(turn.look.end if turn.look else turn.at),
                 turn.action,
-                turn.trigger,
+                shown(f"{words.action(turn)} ({words.trigger(turn)})"),
                 sentence(turn.reason),
-                sentence(" ".join(text for _, text in turn.came)),
+                sentence(words.outcome(turn)),
                 turn.seq,
             ]
             for turn in view.turns
@@ -68,30 +69,69 @@ def _three(told: Sequence[float | None] | None) -> Sequence[float | None] | None
     return list(told[:3]) if told else None
 
 
-def heat(view: View) -> bytes:
-    """`names` in the order of what matters to the model, `ends` of the looks, and `cells` in
-    base64, row by row, in `steps` of the threshold (`untested`: nothing was told).
+def known(view: View) -> tuple[str, ...]:
+    """Every column that was ever compared, or that the last look tells of, by its place."""
+    drawn = view.shapes.get("columns", {})
+    return tuple(dict.fromkeys([*view.names, *view.features, *drawn]))
 
-    `places` are those of the names in the ledger, `begins` the looks at which another release
-    serves.
+
+def columns(view: View) -> list[dict[str, Any]]:
+    """The columns of the last look, first those that are broken, then by what matters most to the
+    model.
     """
-    grid = ratios(view.looks, len(view.names))
-    place = {name: row for row, name in enumerate(view.names)}
-    ordered = [row["name"] for row in columns(view) if row["name"] in place]
-    rows = np.array([place[name] for name in ordered], dtype=np.int64)
-    cells = np.ascontiguousarray(grid[rows]) if len(rows) else grid
+    broken = {
+        name
+        for name, told in view.features.items()
+        if any(item["severity"] == "block" for item in told.get("quality", ()))
+    }
+    place = {name: at for at, name in enumerate(known(view))}
+    rows = [
+        {**row, "broken": row["name"] in broken, "place": place[row["name"]]}
+        for row in story.columns(view)
+    ]
+    return sorted(rows, key=lambda row: not row["broken"])
+
+
+def heat(view: View) -> bytes:
+    """`names` in the order of `columns`, `ends` of the looks, and `cells` in base64, row by row, in
+    `steps` of the threshold (`untested`: nothing was told; `broken`: the last look found it so).
+
+    `places` are those in `known`, `looks` the numbers of the looks' lines, `begins` the looks at
+    which another release serves.
+    """
+    rows, names, looks = columns(view), known(view), len(view.looks)
+    grid = ratios(view.looks, names)
+    places = np.array([row["place"] for row in rows], dtype=np.int64)
+    cells = grid[places] if looks else grid[:0]
+    last = _last(view)
+    if last is not None:
+        cells[[at for at, row in enumerate(rows) if row["broken"]], last] = BROKEN
+    compared = [at for at in range(len(cells)) if (cells[at] != UNTESTED).any()]
+    cells, rows = np.ascontiguousarray(cells[compared]), [rows[at] for at in compared]
     served = [look.release for look in view.looks]
     told = {
-        "names": [shown(name) for name in ordered],
-        "places": rows.tolist(),
+        "names": [shown(row["name"]) for row in rows],
+        "places": [row["place"] for row in rows],
+        "looks": [look.seq for look in view.looks],
         "ends": [milliseconds(look.end) for look in view.looks],
         "states": [look.state for look in view.looks],
         "begins": [i for i in range(1, len(served)) if served[i] != served[i - 1]],
         "steps": STEPS,
         "untested": UNTESTED,
+        "broken": BROKEN,
         "cells": base64.b64encode(cells.tobytes()).decode(),
     }
     return encode(told)
+
+
+def _last(view: View) -> int | None:
+    """The place of the look that the status tells of; None where the chain has no such look."""
+    window, release = view.status.get("window", {}), view.status.get("reference", {})
+    for place in reversed(range(len(view.looks))):
+        look = view.looks[place]
+        if look.end == window.get("end") and release.get("release", look.release) == look.release:
+            return place
+    return None
 
 
 def shape(shapes: Mapping[str, Json], name: str) -> dict[str, Any]:

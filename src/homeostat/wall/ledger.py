@@ -6,7 +6,7 @@ numbers, so that three years of days and hundreds of columns take some megabytes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -34,9 +34,9 @@ OPENS = PINS | {
 EARLY = frozenset({"probation", "probation_failed", "beside_failed", "quarantined"})
 """Kinds of line of a look, which come before the decision on it."""
 
-UNTESTED = 255
+UNTESTED, BROKEN = 255, 254
 STEPS = 60
-"""A distance of as many steps is the threshold; more than 254 of them are drawn as 254."""
+"""A distance of as many steps is the threshold; more than 253 of them are drawn as 253."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,15 +242,22 @@ def _sentence(kind: str, body: Mapping[str, Json]) -> str:
     return said.get(kind) or str(body.get("reason", ""))
 
 
-def ratios(looks: Iterable[Look], columns: int) -> NDArray[np.uint8]:
-    """Distance ÷ threshold in steps, shape (columns, looks); `UNTESTED` where nothing was told."""
-    found = [*looks]
-    grid = np.full((columns, len(found)), UNTESTED, dtype=np.uint8)
+def ratios(looks: Iterable[Look], names: Sequence[str]) -> NDArray[np.uint8]:
+    """Distance ÷ threshold in steps, shape (names, looks); `UNTESTED` where nothing was told.
+
+    Beyond `STEPS` lie the columns that the look calls drifted, and no other: it may have its word
+    from elsewhere than the distance.
+    """
+    found, row = [*looks], {name: at for at, name in enumerate(names)}
+    grid = np.full((len(names), len(found)), UNTESTED, dtype=np.uint8)
     for place, look in enumerate(found):
         distance, threshold = look.numbers
         with np.errstate(divide="ignore", invalid="ignore"):
             steps = np.where(
                 threshold > 0, STEPS * distance / threshold, (distance > 0) * 2 * STEPS
             )
-        grid[look.columns, place] = np.clip(np.nan_to_num(np.rint(steps)), 0, UNTESTED - 1)
+        whole = np.clip(np.nan_to_num(np.rint(steps)), 0, BROKEN - 1)
+        drifted = np.isin(look.columns, [row[name] for name in look.drifted if name in row])
+        beside = np.where(drifted, np.maximum(whole, STEPS + 1), np.minimum(whole, STEPS))
+        grid[look.columns, place] = beside
     return grid

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from homeostat.settings import Monitor, Settings
-from homeostat.wall import data, story
+from homeostat.wall import data, story, tracked, words
 from homeostat.wall.board import Board, View
 from homeostat.wall.ledger import Look, Turn
 from homeostat.wall.sessions import Session
@@ -58,13 +58,14 @@ def looks(view: View, asked: Asked) -> dict[str, Any]:
 
 
 def drift(view: View) -> dict[str, Any]:
-    """The columns, first those that matter most to the model."""
-    rows = story.columns(view)
+    """What is quarantined, and the columns, first those that are broken or matter most."""
+    rows = data.columns(view)
     return {
         "columns": rows,
         "drifted": sum(bool(row["drifted"]) for row in rows),
+        "broken": sum(row["broken"] for row in rows),
+        "quarantined": view.status.get("quarantined", ()),
         "weighed": bool(view.shapes.get("importance")),
-        "looks": len(view.looks),
         "together": view.status.get("joint_drift"),
         "alarms": view.status.get("false_alarms_per_year"),
         "window": view.status.get("window"),
@@ -76,10 +77,11 @@ def column(board: Board, asked: Asked, rules: Monitor) -> dict[str, Any] | None:
     """One column in the last look, and in the look that was chosen in the heat map."""
     view = board.view
     name = asked.get("name", "")
+    known = data.known(view)
     if asked.get("place", "").isdecimal():
         place = int(asked["place"])
-        name = view.names[place] if place < len(view.names) else ""
-    if name not in view.names and name not in view.features:
+        name = known[place] if place < len(known) else ""
+    if name not in known:
         return None
     chosen = _chosen(view, asked)
     shapes = board.shapes(chosen) if chosen else {}
@@ -93,14 +95,18 @@ def column(board: Board, asked: Asked, rules: Monitor) -> dict[str, Any] | None:
         "drawn": json.dumps(shape) if shape else "",
         "window": shapes.get("window"),
         "own": own,
+        "newest": view.status.get("window"),
         "chosen": chosen,
+        "drifted": chosen is not None and name in chosen.drifted,
+        "bounded": rules.detector != "evidently",  # no distance is above 1
         "numbers": _numbers(view, chosen, name) if chosen else None,
     }
 
 
 def _chosen(view: View, asked: Asked) -> Look | None:
-    place = asked.get("look", "")
-    return view.looks[int(place)] if place.isdecimal() and int(place) < len(view.looks) else None
+    """By the number of its line: its place shifts when a look comes in between."""
+    seq = asked.get("look", "")
+    return next((look for look in view.looks if str(look.seq) == seq), None)
 
 
 def _numbers(view: View, look: Look, name: str) -> tuple[float, float] | None:
@@ -119,26 +125,44 @@ def releases(view: View, visitor: Session) -> dict[str, Any]:
         "releases": story.releases(view),
         "pinned": view.pinned,
         "admin": visitor.admin,
-        "orders": view.orders,
     }
 
 
 def decisions(view: View, asked: Asked) -> dict[str, Any]:
-    """A page of the decisions that have all the words, newest first."""
-    words = asked.get("q", "").casefold().split()[:10]
-    found = [turn for turn in reversed(view.turns) if all(word in turn.text for word in words)]
-    page, pages = _page(asked, len(found), TURNS)
+    """A page of the decisions that have all the words, newest first.
+
+    Pages after the first are counted from the line `until`, so that none shifts when a decision
+    comes while someone reads.
+    """
+    sought = asked.get("q", "").casefold().split()[:10]
+    found = [turn for turn in reversed(view.turns) if _has(turn, sought)]
+    first = asked.get("page", "") in ("", "0")
+    newest = view.turns[-1].seq if view.turns else 0
+    until = asked.get("until", "")
+    last = int(until) if until.isdecimal() and len(until) < 12 and not first else newest
+    held = [turn for turn in found if turn.seq <= last]
+    page, pages = _page(asked, len(held), TURNS)
     return {
-        "turns": found[page * TURNS : (page + 1) * TURNS],
+        "turns": held[page * TURNS : (page + 1) * TURNS],
         "found": len(found),
         "of": len(view.turns),
         "query": asked.get("q", ""),
         "page": page,
         "pages": pages,
+        "until": last,
+        "new": len(found) - len(held),
+        "newest": newest,
     }
 
 
-def decision(board: Board, asked: Asked, settings: Settings) -> dict[str, Any] | None:
+def _has(turn: Turn, sought: Sequence[str]) -> bool:
+    text = f"{turn.text} {words.action(turn)} {words.trigger(turn)}"
+    return all(word in text for word in sought)
+
+
+def decision(
+    board: Board, asked: Asked, settings: Settings, visitor: Session
+) -> dict[str, Any] | None:
     """One decision with its evidence."""
     view = board.view
     seq = asked.get("seq", "")
@@ -151,9 +175,10 @@ def decision(board: Board, asked: Asked, settings: Settings) -> dict[str, Any] |
         "drifted": drifted[:DRIFTED],
         "more": max(0, len(drifted) - DRIFTED),
         "reported": turn.look is not None and board.report(turn.look) is not None,
-        "tracking": settings.tracking.uri if settings.tracking.enabled else "",
+        "store": tracked.store(settings.tracking, admin=visitor.admin),
         "experiment": settings.project.name,
-        "fitted": bool(turn.spent),
+        "tracked": settings.tracking.enabled and tracked.has_run(turn),
+        "newest": turn is view.turns[-1],
     }
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from homeostat.page import sentence, shown, templates
+from homeostat.wall import words
 from homeostat.wall.story import interval
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ def _environment() -> Environment:
         "seconds": seconds,
         "duration": duration,
         "interval": interval,
+        "action": words.action,
+        "trigger": words.trigger,
+        "outcome": words.outcome,
     }
     return environment
 

@@ -185,9 +185,15 @@ def about(view: View, name: str, rules: Monitor) -> list[str]:
     found = [item["message"] for item in body.get("quality", ())]
     if body.get("distance") is None or body.get("threshold") is None:
         return [*found, "It was not compared in the last look."]
+    verdict = "It drifted" if body["drifted"] else "It did not drift"
+    if body["threshold"] >= 1 and rules.detector != "evidently":
+        verdict = (
+            "No drift of this column can be found: the reference is too short, and no distance is "
+            "above 1"
+        )
     return [
-        f"{'It drifted' if body['drifted'] else 'It did not drift'}: distance "
-        f"{body['distance']:.4g}, threshold {body['threshold']:.4g} ({body['test']}).",
+        f"{verdict}: distance {body['distance']:.4g}, threshold {body['threshold']:.4g} "
+        f"({body['test']}).",
         _origin(body, rules),
         *_importance(view, name),
         *found,

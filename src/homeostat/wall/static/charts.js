@@ -12,9 +12,19 @@ export function echarts() {
   return library;
 }
 
+const probe = document.createElement("span");
+probe.hidden = true;
+document.body.append(probe);
+
+// A colour of the theme, as the style sheet comes to it in this theme.
 export function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  probe.style.color = `var(--${name})`;
+  return getComputedStyle(probe).color;
 }
+
+// A finger scrolls the page over a chart; there the slider alone zooms.
+export const zoomed = (more) =>
+  matchMedia("(pointer: coarse)").matches ? [] : [{ type: "inside", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, ...more }];
 
 // A chart in `element` that keeps its size; `paint` is called again when the theme changes. It goes
 // with its element.
