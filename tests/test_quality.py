@@ -189,6 +189,21 @@ def test_far_beyond_a_range_that_the_reference_had_only_just_reached_is_no_broke
     assert found(always) == [("out_of_range", "block")]
 
 
+def test_levels_that_are_new_where_new_ones_came_all_the_time_are_no_broken_data():
+    months = tuple("abcdefgh")
+    schema = Schema((Feature("carrier", "category", levels=months),), SCHEMA.target)
+    week = table(carrier=["i"] * 700)
+    rising = table(10_000, 100, START, carrier=[months[i // 1_250] for i in range(10_000)])
+    mixed = table(10_000, 100, START, carrier=[months[i % 8] for i in range(10_000)])
+
+    def found(reference):
+        told = look(week.select(["occurred_at", "carrier"]), (), reference, schema)
+        return [(each.check, each.severity) for each in told if each.column == "carrier"]
+
+    assert found(rising) == [("unseen_levels", "warn")]
+    assert found(mixed) == [("unseen_levels", "block")]
+
+
 FINE = Schema(
     (Feature("temp", "number", edges=tuple(np.linspace(-4, 4, 161))), *SCHEMA.features[1:]),
     SCHEMA.target,

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 
 def look(by: Challenge, champion: Release, now: datetime) -> Trial | None:
-    """The look that is due, recorded in the audit chain; None where none is.
+    """The looks that are due, each recorded in the audit chain: one that finds the champion worse,
+    or else that at the newest promotion; None where none is due.
 
     A promotion is looked at `decide.probation` times, each time on all whole windows since. With
     d = champion's loss − loss of the release it replaced, the champion is worse where the one-sided
@@ -40,16 +41,16 @@ def look(by: Challenge, champion: Release, now: datetime) -> Trial | None:
     """
     if not by.settings.decide.probation:
         return None
-    lines = by.audit.lines()
+    lines, found = by.audit.lines(), []
     for pair in _promotions(by, champion, lines):
         taken = [each for each in _taken(lines) if each.release == pair[0].id]
         if taken and taken[-1].worse:
             return taken[-1]
-        found = _due(by, champion, pair, taken[-1].look if taken else 0, now)
-        if found is not None:
-            by.audit.write(PROBATION, now, jsonable(found))
-            return found
-    return None
+        trial = _due(by, champion, pair, taken[-1].look if taken else 0, now)
+        if trial is not None:
+            by.audit.write(PROBATION, now, jsonable(trial))
+            found.append(trial)
+    return next((each for each in found if each.worse), found[0] if found else None)
 
 
 def _promotions(

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-LEVEL = 0.2
-"""The chance that a map which is no better is released, at a look: it can be taken back, and what
-a look costs is one window."""
+LEVEL = 0.05
+"""The chance that a map which is no better is released, at a look."""
 
 
 def stretch(

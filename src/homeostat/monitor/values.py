@@ -8,7 +8,7 @@ reference had in any stretch of as many blocks as the window.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -122,7 +122,13 @@ def _unseen(sight: Sight) -> Finding | None:
     if sight.column.kind != "category":
         return None
     usual = most(sight.before[:, -2], sight.before.sum(axis=1), sight.length)
-    return _spike("unseen_levels", sight, int(sight.after[:, -2].sum()), usual)
+    found = _spike("unseen_levels", sight, int(sight.after[:, -2].sum()), usual)
+    if found is None or found.severity == "warn":
+        return found
+    # Where new levels came all the time, as the months of a year do, they are no fault.
+    if found.value > _novel(sight) + UNSEEN_BLOCK:
+        return found
+    return replace(found, severity="warn", threshold=usual + UNSEEN_WARN)
 
 
 def _infinite(sight: Sight) -> Finding | None:
@@ -237,6 +243,19 @@ def _jumped(sight: Sight) -> float:
         above = (lows >= high) & (highs > high + (high - low))
         far = above | ((highs <= low) & (lows < low - (high - low)))
         found = max(found, float(stretch[far].sum() / stretch.sum()))
+    return found
+
+
+def _novel(sight: Sight) -> float:
+    """The largest share of the rows of any stretch in the later half of the reference whose level
+    had not come before that stretch.
+    """
+    cells = sight.before[:, :-1]
+    earlier, found = np.cumsum(cells, axis=0), 0.0
+    for start in range(-(-len(cells) // 2), len(cells)):
+        stretch = cells[start : start + sight.length].sum(axis=0)
+        if start and stretch.any():
+            found = max(found, float(stretch[earlier[start - 1] == 0].sum() / stretch.sum()))
     return found
 
 

@@ -102,7 +102,7 @@ def _show(result: ReplayResult, console: Console) -> None:
         console.print(f"[dim]•[/] {escape(line)}")
     metric = NAMES[result.rows[0].metric]
     came = _table("policy", metric, "gain", "kept", "of the oracle", "regret")
-    took = _table("policy", "retrains", "needless", "recal.", "promoted", "harmful", "CPU s")
+    took = _table("policy", "retrains", "needless", "maps", "promoted", "harmful", "CPU s")
     for row in result.rows:
         name, style = escape(row.policy), "dim" if row.baseline else ""
         shares = row.gain_kept, row.oracle_share, row.total_regret
