@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from loop_fixtures import Heard
-from remedy_fixtures import Stage, binary
+from remedy_fixtures import FIRST, Stage, binary, changed
 
 from homeostat import probation
 from homeostat.records import Action, Candidate, TrainingRows
@@ -102,6 +102,20 @@ def test_a_false_alarm_over_all_looks_is_as_rare_as_was_asked(tmp_path):
         stage.turn(4)
         alarms += bool(stage.bodies("rolled_back"))
     assert alarms <= 1
+
+
+def test_a_map_over_a_new_model_does_not_keep_that_model_from_its_own_looks(tmp_path):
+    moved = changed(SAME, binary(bias=2.0), FIRST + 2)
+    stage = Stage(tmp_path, moved, settings={"decide": {**QUIET, "recalibrate": True}})
+    stage.turn(1)
+    model = promoted_unseen(stage, bad=False)
+    stage.turn(6)
+    maps = [each for each in stage.bodies("promoted") if each["kind"] == "recalibrate"]
+    one = maps[0]["release"]
+    looks = stage.bodies("probation")
+    assert model != one
+    assert [each["look"] for each in looks if each["release"] == model] == [1, 2, 3, 4]
+    assert [each["look"] for each in looks if each["release"] == one]
 
 
 def test_without_probation_nothing_is_looked_at(tmp_path):
