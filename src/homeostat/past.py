@@ -136,7 +136,8 @@ class _Walk:
     history: int = 0
     paid: bool = False
     unpaid: int = 0
-    _model: str = ""
+    _model: str = ""  # the release that brought the model which serves
+    _models: dict[str, str] = field(default_factory=dict)  # the same of each release
     maps: dict[str, tuple[float, int]] = field(default_factory=dict)  # sum over rows, and rows
     _trigger: str = ""
     _map: str = ""
@@ -157,15 +158,25 @@ class _Walk:
             self._looked(body)
         elif kind == "decided":
             self._decided(body)
-        elif kind in MOVES and _trained(body):
-            self.drifted.clear()  # the reference is another one
-            self.refused.clear()
-            self.paid, self._model = False, body.get("release", "")
+        elif kind in MOVES:
+            self._moved(body)
         if kind == "promoted":
             self.unmended = 0
         if kind == "rolled_back" and body.get("by") == PROBATION:
             self.rolled_back = at
             self.undone.append(body["from"])
+
+    def _moved(self, body: Mapping[str, Json]) -> None:
+        """Another release serves: perhaps another model, or else only another map, or none."""
+        release = body.get("release", "")
+        if body.get("kind") == "recalibrate":
+            self._models[release] = self._model
+            return
+        model = self._models.setdefault(release, release)
+        if model != self._model or not model:
+            self.drifted.clear()  # the reference is another one
+            self.refused.clear()
+            self.paid, self._model = False, model
 
     def _record(self, body: Mapping[str, Json]) -> None:
         bare, rows = body["loss"][UNMAPPED], body["rows"]
@@ -210,8 +221,3 @@ class _Walk:
             window = Window(*(datetime.fromisoformat(told[edge]) for edge in ("start", "end")))
             if not (self.drifted and self.drifted[-1] == window):
                 self.drifted.append(window)
-
-
-def _trained(body: Mapping[str, Json]) -> bool:
-    """Whether another model serves, and not only another map over the same one."""
-    return bool(body.get("kind") != "recalibrate")
