@@ -157,10 +157,10 @@ def test_lines_of_an_older_version_are_read_as_they_were():
 
 def test_going_back_from_a_map_leaves_it_known_that_its_model_has_paid():
     lines = [
-        line("promoted", 1, release="a", **{"kind": "retrain"}),
-        line("promoted", 2, release="b", **{"kind": "retrain"}),
+        line("promoted", 1, release="a", kind="retrain"),
+        line("promoted", 2, release="b", kind="retrain"),
         line("probation", 3, release="b", p_value=0.95),
-        line("promoted", 4, release="c", **{"kind": "recalibrate"}),
+        line("promoted", 4, release="c", kind="recalibrate"),
     ]
     assert past([*lines, line("rolled_back", 5, release="b", **{"from": "c"})]).paid
     assert not past([*lines, line("rolled_back", 5, release="a", **{"from": "c"})]).paid
