@@ -2,7 +2,7 @@
 
 It invents a project, serves its page in this process and opens it in Debian's chromium over
 loopback. It gives medians and the slowest of so many visits and acts, in seconds, beside the aims;
-`--json FILE` writes the same. A search waits .15 s for more letters before it asks.
+`--json FILE` writes the same. A search waits .1 s for more letters before it asks.
 """
 
 from __future__ import annotations
