@@ -19,19 +19,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from homeostat.contracts import Tracker
 from homeostat.records import Candidate, Json, Release, Verdict
 from homeostat.settings import Tracking
 
 LOGGER = logging.getLogger(__name__)
+Entry: TypeAlias = tuple[Mapping[str, Json], Mapping[str, bytes]]
+"""Facts for the record, and files by name."""
+
 MAX_ENTRIES = 100  # of a store that stays down; beyond them the oldest is dropped
 MAX_LOG = 1_000_000  # bytes; a longer log is begun anew
 MAX_TAG = 5_000  # characters, MLflow's bound
@@ -108,18 +111,20 @@ class MlflowTracker:
 
         `release` is what came of it, if anything, and `serves` whether it does so at once.
         """
-        facts = _facts(candidate, verdict, release, serves=serves)
-        self._keep(facts, {"model.pkl": candidate.objects["model"]}, report)
+
+        def made() -> Entry:
+            facts = _facts(candidate, verdict, release, serves=serves)
+            return facts, {"model.pkl": candidate.objects["model"]}
+
+        self._keep(made, report)
 
     def serves(self, release: Release) -> None:
         """Keep for the record that a release serves which was recorded before; as `training`."""
-        self._keep({"format": 1, "serves": release.id}, {}, None)
+        self._keep(lambda: ({"format": 1, "serves": release.id}, {}), None)
 
-    def _keep(
-        self, facts: Mapping[str, Json], files: Mapping[str, bytes], report: Path | None
-    ) -> None:
+    def _keep(self, made: Callable[[], Entry], report: Path | None) -> None:
         try:
-            self._write(facts, files, report)
+            self._write(*made(), report)
             self._wake()
         except Exception as error:  # noqa: BLE001 - tracking must not stop the loop; the log says why
             LOGGER.warning("A training was not tracked: %s: %s", type(error).__name__, error)
