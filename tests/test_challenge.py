@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -22,7 +23,7 @@ from loop_fixtures import (
     wrapped,
 )
 
-from homeostat import fit
+from homeostat import fit, gate
 from homeostat.engines import LocalEngine
 from homeostat.errors import TrainingError
 from homeostat.testing import START
@@ -102,6 +103,26 @@ def test_where_nothing_changed_that_of_all_rows_is_taken_and_tested_at_most_of_t
     assert two.p_value == pytest.approx(min(1, one.p_value / 0.75))
     assert "Of 2 challengers, that of all rows alone was taken." in two.reason
     assert bodies(alone, "trained")[0]["beside"] == []
+
+
+def test_where_the_better_challenger_is_refused_the_usual_one_is_tested_at_its_own_part(
+    changed, fresh, engine, monkeypatch
+):
+    judge = gate.judge
+
+    def strict(**given):
+        verdict = judge(**given)
+        refused = replace(verdict, promote=False, reason="Harm is not excluded.")
+        return refused if given["share"] == 0.25 else verdict
+
+    monkeypatch.setattr(gate, "judge", strict)
+    root = fresh(changed)
+    outcome = challenged(root, engine, recent=0.4)
+    (told,), (looked,) = bodies(root, "trained"), bodies(root, "gate")
+    assert outcome.promoted
+    assert (told["share"], told["beside"][0]["share"]) == (1.0, 0.4)
+    assert "That of the newest 40% of the rows alone did better" in looked["reason"]
+    assert project(root).releases.champion().manifest["training"]["start"] <= START.isoformat()
 
 
 def test_a_second_challenger_that_fails_leaves_the_first_to_be_judged(changed, fresh, engine):

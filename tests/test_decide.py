@@ -392,6 +392,7 @@ TRIAL = Trial(
     before=0.4,
     difference=0.1,
     p_value=0.001,
+    alone=0.4,
     level=0.0125,
     rows=900,
     blocks=7,
@@ -406,6 +407,14 @@ def test_a_champion_that_probation_found_worse_is_rolled_back(evidence):
     assert (decision.action, decision.trigger) == (Action.ROLL_BACK, "probation")
     assert decision.reason == "The champion is worse."
     assert decision.numbers["difference"] == 0.1
+
+
+@pytest.mark.parametrize("instead", ["bare", "earlier"])
+def test_where_only_its_map_is_worse_the_model_stays_by_another_one(instead):
+    evidence = replace(BROKEN, trial=replace(TRIAL, instead=instead))
+    decision = decide(evidence, LATELY, NOW, RULE)
+    assert (decision.action, decision.trigger) == (Action.RECALIBRATE, "probation")
+    assert decision.reason == "The champion is worse."
 
 
 def test_a_champion_that_is_not_worse_stays():

@@ -225,13 +225,14 @@ def test_a_turn_killed_while_a_map_is_made_leaves_the_champion_and_the_next_one_
     assert stage.releases.champion().manifest["kind"] == "recalibrate"
 
 
-def test_maps_of_independent_noise_are_released_no_more_often_than_asked():
+def test_maps_of_independent_noise_are_released_no_more_often_than_asked(monkeypatch):
     """Calibrated outputs: the rule is judged on 300 streams of its own."""
     chosen = Settings(project={"target": "target", "time": "occurred_at"})
     schema = schema_of(week(0, binary()).drop(columns="prediction_id").replace({"target": {0: 2}}))
     rule, released = maps.rules(chosen)[0], 0
     champion = SimpleNamespace(manifest={"objects": {}})
-    by = SimpleNamespace(settings=chosen)
+    held = SimpleNamespace(object=lambda release, name: schema.to_json())
+    by = SimpleNamespace(settings=chosen, releases=held)
     days = START + 5 * WEEK * (np.arange(5 * 210) / (5 * 210))
     rows = served_rows(
         pd.DataFrame({"occurred_at": days, "u": 0.0, "v": 0.0}).assign(
@@ -240,12 +241,32 @@ def test_maps_of_independent_noise_are_released_no_more_often_than_asked():
         schema,
     )
     judging = Window(START + 4 * WEEK, START + 5 * WEEK)
+    monkeypatch.setattr(remedy, "Model", SimpleNamespace(of=lambda releases, release: None))
     for seed in range(300):
         draw = np.random.default_rng(seed)
         p = draw.uniform(0.05, 0.95, len(days))
         known = Unseen(rows, p, 1 + (draw.random(len(p)) < p), schema)
-        released += remedy._judge(by, champion, rule, known, judging).promote
+        monkeypatch.setattr(
+            maps, "unseen", lambda by, model, window, now, as_of=None, of=known: of.within(window)
+        )
+        released += remedy._judge(by, champion, rule, judging, judging.end).promote
     assert 0 < released / 300 <= remedy.LEVEL
+
+
+def test_a_map_is_judged_as_it_could_have_served_with_the_labels_known_by_then(moved):
+    stage, _ = moved
+    champion, now = stage.releases.champion(), stage.clock.now()
+    late = stage.chosen.labels.model_copy(update={"delay": WEEK})
+    by = replace(stage.loop._challenger, settings=stage.chosen.model_copy(update={"labels": late}))
+    model, rule = Model.of(stage.releases, champion), maps.rules(by.settings)[0]
+    window = Window(now - WEEK, now)
+    rows, (found,) = maps.foretold(by, model, [rule], window, now)
+    known = unseen(by, model, Window(now - 6 * WEEK, now - 2 * WEEK), now)
+    own = known.fit(by.settings.monitor.block)
+    assert np.array_equal(found, own.apply(rows.raw, rows.schema.target))
+    fresher = unseen(by, model, Window(now - 5 * WEEK, now - WEEK), now)
+    ahead = fresher.fit(by.settings.monitor.block)
+    assert not np.allclose(found, ahead.apply(rows.raw, rows.schema.target))
 
 
 def test_a_candidate_is_chosen_by_what_it_gained_over_bare_answers():

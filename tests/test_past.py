@@ -92,6 +92,28 @@ def test_a_promotion_has_paid_when_its_last_look_finds_it_better_and_until_the_n
     assert not past([promoted, better, line("promoted", 40, release="c", kind="retrain")]).paid
 
 
+def test_a_model_has_paid_by_what_it_did_without_any_map():
+    promoted = line("promoted", 20, release="b", kind="retrain")
+    masked = line("probation", 30, release="b", p_value=0.3, alone=0.97)
+    flattered = line("probation", 30, release="b", p_value=0.97, alone=0.3)
+    assert past([promoted, masked]).paid
+    assert not past([promoted, flattered]).paid
+
+
+def test_going_back_from_a_map_does_not_hold_up_trainings_and_from_a_model_does():
+    lines = [
+        line("promoted", 1, release="a", kind="retrain"),
+        line("promoted", 2, release="b", kind="retrain"),
+        line("promoted", 4, release="c", kind="recalibrate"),
+    ]
+    by = {"by": "probation"}
+    one = past([*lines, line("rolled_back", 5, release="b", **by, **{"from": "c"})])
+    other = past([*lines, line("rolled_back", 5, release="a", **by, **{"from": "c"})])
+    assert one.rolled_back is None
+    assert one.undone == ("c",)
+    assert other.rolled_back is not None
+
+
 def test_trainings_at_which_nothing_had_paid_are_counted_in_a_row():
     found, lines = [], [line("first", 0)]
     for day in (20, 40, 60):

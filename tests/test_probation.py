@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from loop_fixtures import Heard
-from remedy_fixtures import FIRST, Stage, binary, changed
+from remedy_fixtures import FIRST, WEEK, Stage, binary, changed, week
 
-from homeostat import probation
-from homeostat.records import Action, Candidate, TrainingRows
-from homeostat.testing import START
+from homeostat import gate, maps, probation, remedy
+from homeostat.errors import TrainingError
+from homeostat.past import PROBATION
+from homeostat.rebuild import frames
+from homeostat.records import Action, Candidate, TrainingRows, Window
+from homeostat.schema import Schema
+from homeostat.scoring import Calibrator, outputs
+from homeostat.testing import START, served_rows
+from homeostat.unseen import Model, unseen
 
 SAME = binary()
 QUIET = {"growth": 0, "max_age": None, "recalibrate": False, "probation": 4}
@@ -118,6 +126,91 @@ def test_a_map_over_a_new_model_does_not_keep_that_model_from_its_own_looks(tmp_
     assert [each["look"] for each in looks if each["release"] == one]
 
 
+def misled(stage: Stage) -> tuple[str, str]:
+    """Promote a sound model under a map that is far off; what served before, and that release."""
+    stage.turn(1)
+    first = stage.releases.champion()
+    by, now = replace(stage.loop, gated=False)._challenger, stage.clock.now()
+    found = by.retrain(first, now)
+    schema = Schema.from_json(found.candidate.objects["schema"])
+    off = maps.mapped(by, found.candidate, Calibrator(1.0, (3.0,)), schema, None)
+    release = stage.loop._promote(off, found.verdict, now)
+    return first.id, release.id
+
+
+@pytest.mark.parametrize("mode", ["auto", "approve"])
+def test_where_only_the_map_of_a_promotion_is_worse_its_model_stays_without_it(tmp_path, mode):
+    stage = Stage(tmp_path, SAME, settings={"decide": {**QUIET, "mode": mode}})
+    _, bad = misled(stage)
+    (outcome,) = stage.turn(1)
+    assert (outcome.decision.action, outcome.decision.trigger) == (Action.RECALIBRATE, PROBATION)
+    assert "no worse without its map" in outcome.decision.reason
+    champion = stage.releases.champion()
+    assert outcome.promoted
+    assert champion.id == outcome.release != bad
+    assert champion.manifest["parent"] == bad
+    model = stage.releases.get(bad).manifest["objects"]["model"]
+    assert champion.manifest["objects"]["model"] == model
+    frame = week(FIRST + 5, SAME)
+    bare = stage.trainer.score(
+        stage.releases.object(champion, "model"),
+        served_rows(frame, schema := Schema.from_json(stage.releases.object(champion, "schema"))),
+        schema,
+        None,
+    )
+    assert np.allclose(stage.served(frame), outputs(bare, schema.target))
+    assert not any(found.promoted for found in stage.turn(5))  # by its map of then it is let be
+    assert stage.releases.champion().id == champion.id
+    assert not stage.audit.past().undone
+
+
+def test_the_map_of_what_was_replaced_is_taken_over_where_the_model_needs_one(tmp_path):
+    """A model that is two off in its logits, which a map had mended before."""
+    skewed = binary(bias=2.0)
+    stage = Stage(tmp_path, changed(SAME, skewed, FIRST), settings={"decide": QUIET})
+    first, now = stage.releases.champion(), stage.clock.now()
+    stage.serve()
+    now, by = stage.clock.now(), stage.loop._challenger
+    schema = Schema.from_json(stage.releases.object(first, "schema"))
+    model = Model.of(stage.releases, first)
+    rows = unseen(by, model, Window(now - WEEK, now), now)
+    mending = Calibrator(1.0, (2.0,))
+    mended = remedy._made(by, first, mending, rows, maps.trained(by, rows, now))
+    verdict = replace(gate.unjudged("", None), promote=True)
+    before = stage.loop._promote(mended, verdict, now)
+    again = replace(
+        mended,
+        kind="retrain",
+        parent=before.id,
+        objects={**mended.objects, "model": pickle.dumps(pickle.loads(mended.objects["model"]), 4)},
+        calibration=None,
+    )
+    off = maps.mapped(by, again, Calibrator(1.0, (-2.0,)), schema, None)
+    bad = stage.loop._promote(off, verdict, now)
+    (outcome,) = stage.turn(1)
+    assert outcome.decision.trigger == PROBATION
+    assert "by the map of the release that it replaced" in outcome.decision.reason
+    champion = stage.releases.champion()
+    assert champion.manifest["parent"] == bad.id
+    held = stage.releases.object(champion, "calibrator")
+    assert Calibrator.from_json(held) == mending
+    told = frames([(champion.id, champion.calibration)], stage.journal, stage.releases, stage.audit)
+    assert [each.result for each in told] == ["same"]
+
+
+def test_where_another_map_cannot_be_made_what_was_replaced_serves_again(tmp_path, monkeypatch):
+    stage = Stage(tmp_path, SAME, settings={"decide": QUIET})
+    first, _ = misled(stage)
+
+    def broken(*_: object) -> None:
+        raise TrainingError("no map")
+
+    monkeypatch.setattr(maps, "mapped", broken)
+    (outcome,) = stage.turn(1)
+    assert stage.releases.champion().id == first == outcome.release
+    assert [body["reason"] for body in stage.bodies("calibration_failed")] == ["no map"]
+
+
 def test_without_probation_nothing_is_looked_at(tmp_path):
     stage = Stage(tmp_path, SAME, settings={"decide": {**QUIET, "probation": 0}})
     stage.turn(1)
@@ -151,7 +244,7 @@ def test_a_look_that_fails_leaves_the_champion_and_says_why(tmp_path, monkeypatc
     stage = Stage(tmp_path, SAME, settings={"decide": QUIET})
     stage.turn(1)
     bad = promoted_unseen(stage, bad=True)
-    monkeypatch.setattr(probation.lineage, "losses", lambda *_: 1 / 0)
+    monkeypatch.setattr(probation.lineage, "maps", lambda *_: 1 / 0)
     stage.turn(1)
     assert stage.releases.champion().id == bad
     (told,) = stage.bodies("probation_failed")

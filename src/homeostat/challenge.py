@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -57,9 +57,8 @@ class _Challenger:
 
     @property
     def told(self) -> dict[str, Json]:
-        training = self.candidate.training
-        told = {"share": self.share, "rows": training.rows, "loss": self.loss}
-        return told | {"members": self.members}
+        rows, members = self.candidate.training.rows, self.members
+        return {"share": self.share, "rows": rows, "loss": self.loss, "members": members}
 
     @property
     def members(self) -> int:
@@ -77,6 +76,9 @@ class _Challenger:
             return self.loss < usual.loss
         paired = BlockMean.of(usual.losses - self.losses, keys)
         return paired.p_greater() <= 1 - CONFIDENCE
+
+
+_Made: TypeAlias = list[_Challenger]
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,12 @@ class Challenge(Stores):
         if self.gated and self.settings.decide.recalibrate:
             maps.record(self, now)
         made, left = self._challengers(parts, schema, champion, now)
-        best = self._taken(made, parts)
+        best, verdict = self._ruled(made, champion, parts, now)
         beside = [one.told for one in made if one is not best] + left
         told = {"share": best.share, "members": best.members, "beside": beside}
         self.audit.write("trained", now, fitted(best.candidate) | told)
         if self._undone(best.candidate):
             return Challenged(problem="The challenger is one that was rolled back as worse.")
-        verdict = self._judge(best, made, champion, parts, now)
         self.audit.write("gate", now, jsonable(verdict))
         candidate = best.candidate
         if not verdict.promote:
@@ -215,7 +216,7 @@ class Challenge(Stores):
 
     def _challengers(
         self, parts: Holdout, schema: Schema, champion: Release, now: datetime
-    ) -> tuple[list[_Challenger], list[dict[str, Json]]]:
+    ) -> tuple[_Made, list[dict[str, Json]]]:
         """What is judged, the usual one first, and why others could not be made.
 
         Usual is the blend of a model of all rows with the newest of the champion's line; beside it
@@ -254,7 +255,7 @@ class Challenge(Stores):
         model, schema = (self.releases.object(champion, name) for name in ("model", "schema"))
         return Elder(model, schema, champion.members)
 
-    def _blended(self, alone: _Challenger, elder: Elder, parts: Holdout) -> list[_Challenger]:
+    def _blended(self, alone: _Challenger, elder: Elder, parts: Holdout) -> _Made:
         """Its blend and itself, or itself where no other model can join it."""
         keep = self.settings.training.blend
         candidate = self.trainer.finished(
@@ -270,7 +271,7 @@ class Challenge(Stores):
         losses = self._losses(candidate.objects, parts.fresh)
         return [replace(alone, candidate=candidate, losses=losses), alone]
 
-    def _taken(self, made: list[_Challenger], parts: Holdout) -> _Challenger:
+    def _taken(self, made: _Made, parts: Holdout) -> _Challenger:
         """The usual one, unless others are significantly better: then the best of these."""
         usual, *others = made
         times = parts.fresh.column("occurred_at").to_numpy()
@@ -278,13 +279,22 @@ class Challenge(Stores):
         better = [one for one in others if one.beats(usual, keys)]
         return min(better, key=lambda one: one.loss, default=usual)
 
+    def _ruled(
+        self, made: _Made, champion: Release, parts: Holdout, now: datetime
+    ) -> tuple[_Challenger, Verdict]:
+        """The one that is taken, with the gate's verdict; where that refuses it, the usual one,
+        which has its own part of the look's level, is tested as well.
+        """
+        usual, best = made[0], self._taken(made, parts)
+        verdict = self._judge(best, made, champion, parts, now)
+        if verdict.promote or best is usual:
+            return best, verdict
+        instead = self._judge(usual, made, champion, parts, now)
+        reason = f"{instead.reason} {str(best).capitalize()} did better, but not surely enough."
+        return (usual, replace(instead, reason=reason)) if instead.promote else (best, verdict)
+
     def _judge(
-        self,
-        best: _Challenger,
-        made: list[_Challenger],
-        champion: Release,
-        parts: Holdout,
-        now: datetime,
+        self, best: _Challenger, made: _Made, champion: Release, parts: Holdout, now: datetime
     ) -> Verdict:
         """The one of the challengers that was taken beside the champion."""
         if not self.gated:
@@ -380,7 +390,7 @@ class Challenge(Stores):
         )
 
 
-def _share(best: _Challenger, made: list[_Challenger]) -> float:
+def _share(best: _Challenger, made: _Made) -> float:
     """The part of the look's level at which the one that was taken is tested, so that all of them
     together stay within it.
     """

@@ -14,7 +14,7 @@ from functools import partial
 
 from homeostat import reasons
 from homeostat.contracts import Policy
-from homeostat.past import Past
+from homeostat.past import PROBATION, Past
 from homeostat.records import Action, Decision, Evidence, Hurts, State, Window
 from homeostat.settings import Decide
 
@@ -32,7 +32,8 @@ def policy(rule: Decide) -> Policy:
 def decide(evidence: Evidence, past: Past, now: datetime, rule: Decide) -> Decision:
     """What to do about one window; the triggers and their order are in docs/decisions.md.
 
-    A failed look or too few rows hold; a champion that probation found worse is rolled back;
+    A failed look or too few rows hold; a champion that probation found worse is rolled back, or
+    gets another map where only its map is;
     broken data calls a human; harm, drift, growth, staleness, age and the schedule retrain, unless
     cool-down, budget or earlier refusals bid to wait. Where harm is shown, or nothing else is to be
     done, and there are rows to judge it by, a recalibration comes first. A pinned champion stays.
@@ -108,7 +109,8 @@ def _wanted(evidence: Evidence, past: Past, rule: Decide) -> Decision:
         return Decision(Action.HOLD, "failed", reason, numbers)
     if trial is not None and trial.worse:
         numbers = {**numbers, "difference": trial.difference, "p_value": trial.p_value}
-        return Decision(Action.ROLL_BACK, "probation", trial.reason, numbers)
+        action = Action.RECALIBRATE if trial.instead else Action.ROLL_BACK
+        return Decision(action, PROBATION, trial.reason, numbers)
     if evidence.state == State.BROKEN_DATA:
         return Decision(Action.CALL, "broken_data", reasons.broken(evidence), numbers)
     if evidence.state == State.INSUFFICIENT_DATA:
@@ -230,7 +232,7 @@ def _allowed(wanted: Decision, past: Past, now: datetime, rule: Decide) -> Decis
     if past.rolled_back is not None and now - past.rolled_back < rule.cooldown:
         until = _later(past.rolled_back, rule.cooldown)
         reason = (
-            f"{wanted.reason} But the last champion turned out worse and was rolled back: no "
+            f"{wanted.reason} But the last model turned out worse and was rolled back: no "
             f"training before {until:%Y-%m-%d %H:%M} UTC (decide.cooldown)."
         )
         return Decision(Action.HOLD, "cooldown", reason, numbers)

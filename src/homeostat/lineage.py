@@ -46,13 +46,17 @@ def kin(releases: Releases, release: Release) -> Iterator[Release]:
 
 
 def maps(releases: Releases, release: Release) -> tuple[Map, ...]:
-    """The maps of the release's kin, oldest first."""
-    found = [
-        Map(each.seen_until, Calibrator.from_json(releases.object(each, "calibrator")))
-        for each in kin(releases, release)
-        if "calibrator" in each.manifest["objects"]
-    ]
-    return tuple(sorted(found, key=lambda each: each.since))
+    """The maps of the release's kin, oldest first, but for those that a later one takes the place
+    of on every row.
+    """
+    found: list[Map] = []
+    for each in kin(releases, release):
+        if "calibrator" not in each.manifest["objects"]:
+            continue
+        if not found or each.seen_until < found[-1].since:
+            own = Calibrator.from_json(releases.object(each, "calibrator"))
+            found.append(Map(each.seen_until, own))
+    return tuple(reversed(found))
 
 
 def mapped(raw: Floats, rows: pa.Table, target: Target, of: Sequence[Map]) -> Floats:
@@ -71,10 +75,27 @@ def losses(trainer: Trainer, releases: Releases, release: Release, rows: pa.Tabl
 
     `rows` have the features of its own schema.
     """
-    schema = Schema.from_json(releases.object(release, "schema"))
-    scores = trainer.score(releases.object(release, "model"), rows, schema, None)
-    of = maps(releases, release)
-    if of:
-        raw = outputs(scores, schema.target)
-        scores = tabulate(mapped(raw, rows, schema.target, of), schema.target)
-    return row_losses(scores, rows, schema)
+    return Bare.of(trainer, releases, release, rows).under(maps(releases, release))
+
+
+@dataclass(frozen=True)
+class Bare:
+    """Labelled rows, and what a release's model answers to them without any map."""
+
+    rows: pa.Table
+    scores: pa.Table
+    schema: Schema
+
+    @classmethod
+    def of(cls, trainer: Trainer, releases: Releases, release: Release, rows: pa.Table) -> Bare:
+        schema = Schema.from_json(releases.object(release, "schema"))
+        scores = trainer.score(releases.object(release, "model"), rows, schema, None)
+        return cls(rows, scores, schema)
+
+    def under(self, of: Sequence[Map]) -> Floats:
+        """The loss of each row, shape (rows,), by these maps."""
+        scores, target = self.scores, self.schema.target
+        if of:
+            raw = outputs(scores, target)
+            scores = tabulate(mapped(raw, self.rows, target, of), target)
+        return row_losses(scores, self.rows, self.schema)

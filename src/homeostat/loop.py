@@ -34,7 +34,6 @@ from homeostat.contracts import (
 )
 from homeostat.decide import after_training, asked, stayed
 from homeostat.errors import ReleaseError, cause
-from homeostat.holdout import before
 from homeostat.monitor import Journalled, Subject, examine, failed
 from homeostat.notes import Note
 from homeostat.past import MOVES, PROBATION, Past
@@ -218,19 +217,8 @@ class Loop:
             )
             evidence = self._with_first(evidence, champion, now)
             evidence = quarantine.hold(self.audit, evidence, now)
-            # Only the number is wanted, so no feature is read, and no more than a piece is held.
-            bare = replace(subject.schema, features=())
-            parts = self.journal.scan(as_of=now, labelled=True, schema=bare)
-            judging = remedy.stretch(
-                champion, self.audit.past().mapped_until, mature, self.settings
-            )
-            history = fresh = 0
-            for part in parts:
-                old = quarantine.sound(before(part, mature), self.audit, subject.schema)
-                history += old.num_rows
-                fresh += old.num_rows - before(old, judging.start).num_rows if judging else 0
-            enough = fresh >= self.settings.gate.min_rows
-            evidence = replace(evidence, history=history, fresh=fresh if enough else 0)
+            history, fresh = remedy.counted(self._challenger, champion, subject.schema, now)
+            evidence = replace(evidence, history=history, fresh=fresh)
         except Exception as error:  # noqa: BLE001 - fails closed: the state says failed, and why
             evidence = failed(champion.id, window, last, error, now)
         self.reporter.status(evidence)
@@ -282,6 +270,8 @@ class Loop:
         if decision.action is Action.RETRAIN:
             outcome = self._challenge(outcome, champion)
             outcome = self._beside(outcome, champion)
+        elif decision.action is Action.RECALIBRATE and decision.trigger == PROBATION:
+            outcome = self._exchange(outcome, champion)
         elif decision.action is Action.RECALIBRATE:
             outcome = self._recalibrate(outcome, champion)
         elif decision.action is Action.ROLL_BACK:
@@ -336,6 +326,17 @@ class Loop:
             reason = f"{release.short} waits for `homeostat approve`: {verdict.reason}"
             return replace(outcome.held("approve", reason), verdict=verdict)
         release = self._promote(candidate, verdict, now)
+        return replace(outcome, verdict=verdict, release=release.id, promoted=True)
+
+    def _exchange(self, outcome: Outcome, champion: Release) -> Outcome:
+        """Give the champion's model the map that probation asks for; where that fails, go back."""
+        now, trial = outcome.at, outcome.evidence.trial if outcome.evidence else None
+        try:
+            candidate, verdict = remedy.exchanged(self._challenger, champion, trial, now)
+            release = self._promote(candidate, verdict, now)
+        except Exception as error:  # noqa: BLE001 - fails closed: what was worse does not stay
+            self.audit.write("calibration_failed", now, {"reason": cause(error)})
+            return self._go_back(outcome, champion)
         return replace(outcome, verdict=verdict, release=release.id, promoted=True)
 
     def _go_back(self, outcome: Outcome, champion: Release) -> Outcome:

@@ -8,9 +8,10 @@ began; gives the candidate that did best, and a release with its map.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,11 @@ from homeostat.settings import Settings
 from homeostat.stats import block_keys
 from homeostat.stores import Stores
 from homeostat.unseen import Model, Unseen, labelled, unseen
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,54 +147,76 @@ def given(by: Stores, candidate: Candidate, until: datetime, now: datetime) -> C
     calibrator = rule.fit(rows, until, settings)
     if calibrator is None:
         return None
-    return mapped(by, candidate, calibrator, rule.rows(rows, until, settings), now)
+    taught = trained(by, rule.rows(rows, until, settings), now)
+    return mapped(by, candidate, calibrator, rows.schema, taught)
 
 
 def mapped(
-    by: Stores, candidate: Candidate, calibrator: Calibrator, rows: Unseen, now: datetime
+    by: Stores,
+    candidate: Candidate,
+    calibrator: Calibrator,
+    schema: Schema,
+    taught: TrainingRows | None,
 ) -> Candidate:
     """The candidate with the map over its model, golden rows as they come to by it, and the name
-    of the rows that fitted it: all that are labelled in the time of `rows`.
+    of the rows that fitted it, as `trained` has it.
     """
     held, text = dict(candidate.objects), calibrator.to_json()
     golden = pq.read_table(io.BytesIO(held["golden"]))
-    scores = by.trainer.score(held["model"], golden, rows.schema, text)
+    scores = by.trainer.score(held["model"], golden, schema, text)
     for name in scores.column_names:
         place = golden.schema.get_field_index(name)
         golden = golden.set_column(place, name, scores.column(name))
     buffer = io.BytesIO()
     pq.write_table(golden, buffer)
+    objects = {**held, "calibrator": text, "golden": buffer.getvalue()}
+    return replace(candidate, objects=objects, calibration=taught)
+
+
+def trained(by: Stores, rows: Unseen, now: datetime) -> TrainingRows:
+    """The name of the rows that fit a map: all that are labelled in the time of `rows`."""
     times = rows.rows.column("occurred_at")
     window = Window(times[0].as_py(), times[-1].as_py() + MICROSECOND)
     seen = labelled(by, rows.schema, window, now)  # with rows of classes that no map can learn
-    return replace(
-        candidate,
-        objects={**held, "calibrator": text, "golden": buffer.getvalue()},
-        calibration=TrainingRows(
-            rows=seen.num_rows,
-            start=window.start,
-            cutoff=window.end,
-            as_of=now,
-            sha256=frame_hash(seen, rows.schema),
-        ),
+    return TrainingRows(
+        rows=seen.num_rows,
+        start=window.start,
+        cutoff=window.end,
+        as_of=now,
+        sha256=frame_hash(seen, rows.schema),
     )
+
+
+def foretold(
+    by: Stores, model: Model, candidates: Sequence[Rule], window: Window, now: datetime
+) -> tuple[Unseen, list[Floats | None]]:
+    """The labelled rows of `window`, and what each candidate's map would have made of their bare
+    outputs, had it served: fitted on the rows that were old enough when the window began, by the
+    labels that had come by then. None where these were too few.
+    """
+    settings = by.settings
+    rows, known = unseen(by, model, window, now), window.start - settings.labels.delay
+    if not rows.rows.num_rows:
+        return rows, [None for _ in candidates]
+    past = unseen(by, model, Window(known - reach(settings), known), now, as_of=window.start)
+    fits = [rule.fit(past, known, settings) for rule in candidates]
+    target = rows.schema.target
+    return rows, [None if own is None else own.apply(rows.raw, target) for own in fits]
 
 
 def _cost(by: Stores, release: str, window: Window, now: datetime) -> Mapping[str, Json] | None:
     """The mean loss of bare answers, and by each candidate's map, of the release that served when
     the window began; None without rows.
     """
-    settings, model = by.settings, Model.of(by.releases, by.releases.get(release))
-    rows = unseen(by, model, window, now)
+    model, candidates = Model.of(by.releases, by.releases.get(release)), rules(by.settings)
+    rows, mapped = foretold(by, model, candidates, window, now)
     if not rows.rows.num_rows:
         return None
-    known, target = window.start - settings.labels.delay, rows.schema.target
-    past = unseen(by, model, Window(known - reach(settings), known), now, as_of=window.start)
+    names = (UNMAPPED, *(rule.name for rule in candidates))
     cost = {}
-    for rule in (BARE, *rules(settings)):
-        own = rule.fit(past, known, settings)
-        output = rows.raw if own is None else own.apply(rows.raw, target)
-        cost[rule.name] = float(losses(output, rows.labels, target).mean())
+    for name, output in zip(names, (rows.raw, *mapped), strict=True):
+        answers = rows.raw if output is None else output
+        cost[name] = float(losses(answers, rows.labels, rows.schema.target).mean())
     least = min(cost, key=lambda name: cost[name])
     told = f"loss {cost[least]:.4g} by {least}, the least, and {cost[UNMAPPED]:.4g} bare"
     return {

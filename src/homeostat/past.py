@@ -35,8 +35,8 @@ PROBATION = "probation"
 `rolled_back`, where it was the loop itself."""
 
 PAID = 0.9
-"""The p-value of being worse, in the last look of a promotion's probation, from which on it has
-paid: with a confidence of 90 % it is better than what it replaced."""
+"""The p-value of being worse, in the last look of a promotion's probation, from which on its model
+has paid: with a confidence of 90 % it is better than the model that it replaced, both bare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Past:
     drifted: tuple[Window, ...] = ()  # that drifted in a row up to the last look, newest first
     probes: tuple[int, int] = (0, 0)  # how often the twins' word agreed with the gate's, and of how
     # many; see `past`
-    rolled_back: datetime | None = None  # when the loop last went back from a worse champion
+    rolled_back: datetime | None = None  # when the loop last went back from a worse model
     undone: tuple[str, ...] = ()  # releases from which it went back
     unmended: int = 0  # maps in a row that were tried for harm, and that the gate refused
     began: datetime | None = None  # when the first release was made
@@ -151,7 +151,7 @@ class _Walk:
         elif kind in FIRST:
             self.began = self.began or at
         elif kind == PROBATION and body.get("release") == self._model:
-            self.paid = body["p_value"] >= PAID
+            self.paid = body.get("alone", body["p_value"]) >= PAID
         elif kind in ("gate", "calibration_gate", RECORD):
             self._gate(kind, body)
         elif kind == "monitored":
@@ -159,12 +159,18 @@ class _Walk:
         elif kind == "decided":
             self._decided(body)
         elif kind in MOVES:
+            left = self._models.get(body.get("from", ""))
             self._moved(body)
-        if kind == "promoted":
-            self.unmended = 0
-        if kind == "rolled_back" and body.get("by") == PROBATION:
+            if kind == "promoted":
+                self.unmended = 0
+            elif body.get("by") == PROBATION:
+                self._back(left, at, body)
+
+    def _back(self, left: str | None, at: datetime, body: Mapping[str, Json]) -> None:
+        """The loop went back from a release of the model `left`, perhaps from a map over it."""
+        self.undone.append(body["from"])
+        if left != self._model:
             self.rolled_back = at
-            self.undone.append(body["from"])
 
     def _moved(self, body: Mapping[str, Json]) -> None:
         """Another release serves: perhaps another model, or else only another map, or none."""

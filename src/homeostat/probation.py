@@ -7,8 +7,9 @@ Takes the stores, the trainer that scores, and the settings. Gives the look that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 
+_MENDS = {"bare": "without its map", "earlier": "by the map of the release that it replaced"}
+
+
 def look(by: Challenge, champion: Release, now: datetime) -> Trial | None:
     """The looks that are due, each recorded in the audit chain: one that finds the champion worse,
     or else that at the newest promotion; None where none is due.
@@ -38,15 +42,20 @@ def look(by: Challenge, champion: Release, now: datetime) -> Trial | None:
     p-value of the mean of d being no greater than 0 is at most .05 ÷ looks: over
     all looks a champion that is as good is called worse with a probability of 5 % at most
     (Bonferroni). A look that said worse is given again until another release serves.
+
+    Where a promotion brought a model and that model would be no worse on these rows bare, or by the
+    map of the release that was replaced, `instead` says so: its map alone is to blame.
     """
     if not by.settings.decide.probation:
         return None
     lines, found = by.audit.lines(), []
+    moved = max((n for n, line in enumerate(lines) if line["kind"] in MOVES), default=0)
+    again = next((each for each in _taken(lines[moved:]) if each.worse), None)
+    if again is not None:
+        return again
     for pair in _promotions(by, champion, lines):
-        taken = [each for each in _taken(lines) if each.release == pair[0].id]
-        if taken and taken[-1].worse:
-            return taken[-1]
-        trial = _due(by, champion, pair, taken[-1].look if taken else 0, now)
+        taken = max((e.look for e in _taken(lines) if e.release == pair[0].id), default=0)
+        trial = _due(by, champion, pair, taken, now)
         if trial is not None:
             by.audit.write(PROBATION, now, jsonable(trial))
             found.append(trial)
@@ -69,7 +78,7 @@ def _promotions(
 def _taken(lines: Sequence[Mapping[str, Json]]) -> Iterator[Trial]:
     for line in lines:
         if line["kind"] == PROBATION:
-            body = dict(line["body"])
+            body = {"alone": line["body"]["p_value"], **line["body"]}  # older lines lack it
             edges = (datetime.fromisoformat(body["window"][name]) for name in ("start", "end"))
             yield Trial(**{**body, "window": Window(*edges)})
 
@@ -84,13 +93,13 @@ def _due(
     if number <= taken:
         return None
     window = Window(start, start + number * length)
-    rows, times = _losses(by, (champion, before), window, now)
-    if not len(times):
+    found = _compared(by, (champion, before), window, now)
+    if found is None:
         return None
-    paired = BlockMean.of(rows[0] - rows[1], block_keys(times, settings.monitor.block))
+    paired = BlockMean.of(found.champion - found.before, found.keys)
     if paired.rows < settings.gate.min_rows or paired.blocks < settings.gate.min_blocks:
         return None
-    new, old = (float(losses.mean()) for losses in rows)
+    new, old = float(found.champion.mean()), float(found.before.mean())
     level = (1 - CONFIDENCE) / looks
     p_value = paired.p_greater()
     worse = p_value <= level and paired.mean > TIE * abs(old)
@@ -99,6 +108,9 @@ def _due(
         f"{paired.rows:,} rows in {paired.blocks} blocks; p = {p_value:.2g}, asked is {level:.2g}"
     )
     told = "The champion is worse" if worse else "The champion is not shown to be worse"
+    instead = found.mend if worse else ""
+    if instead:
+        compared += f"; its model is no worse {_MENDS[instead]}"
     return Trial(
         release=promotion.id,
         replaced=before.id,
@@ -108,11 +120,13 @@ def _due(
         before=old,
         difference=paired.mean,
         p_value=p_value,
+        alone=BlockMean.of(found.alone, found.keys).p_greater(),
         level=level,
         rows=paired.rows,
         blocks=paired.blocks,
         worse=worse,
         reason=f"{told}: {compared}.",
+        instead=instead,
     )
 
 
@@ -123,12 +137,28 @@ def _judged(promotion: Release) -> list[datetime]:
     return [datetime.fromisoformat(window["end"])] if window else []
 
 
-def _losses(
-    by: Challenge, pair: Sequence[Release], window: Window, now: datetime
-) -> tuple[list[Floats], NDArray[Any]]:
-    """The losses of each release on the labelled rows that no quarantine withholds from either,
-    and their event times.
-    """
+@dataclass(frozen=True)
+class _Compared:
+    """Losses of the champion and of what it replaced, on rows that neither has seen."""
+
+    champion: Floats  # shape (rows,), as it serves, and likewise:
+    before: Floats
+    alone: Floats  # of the champion's bare model less that of the other
+    others: Mapping[str, Floats]  # of the champion's model by other maps; none where both have it
+    keys: NDArray[np.int64]  # the block of each row
+
+    @property
+    def mend(self) -> str:
+        """The other map by which the champion's model did best, if it did no worse so."""
+        means = {name: float(losses.mean()) for name, losses in self.others.items()}
+        best = min(means, key=lambda name: means[name], default="")
+        return best if best and means[best] <= float(self.before.mean()) else ""
+
+
+def _compared(
+    by: Challenge, pair: tuple[Release, Release], window: Window, now: datetime
+) -> _Compared | None:
+    """On the labelled rows that no quarantine withholds from either; None without any."""
     tables = []
     for release in pair:
         schema = Schema.from_json(by.releases.object(release, "schema"))
@@ -136,12 +166,25 @@ def _losses(
         tables.append(quarantine.sound(rows, by.audit, schema))
     both = [_among(tables[0], tables[1]), _among(tables[1], tables[0])]
     if not both[0].num_rows:
-        return [np.empty(0), np.empty(0)], np.empty(0, dtype="datetime64[us]")
-    found = [
-        lineage.losses(by.trainer, by.releases, release, rows)
+        return None
+    new, old = (
+        lineage.Bare.of(by.trainer, by.releases, release, rows)
         for release, rows in zip(pair, both, strict=True)
-    ]
-    return found, both[0].column("occurred_at").to_numpy()
+    )
+    own, earlier = (lineage.maps(by.releases, release) for release in pair)
+    bare = new.under(())
+    others: dict[str, Floats] = {}
+    if pair[0].manifest["objects"]["model"] != pair[1].manifest["objects"]["model"]:
+        others = {"bare": bare}
+        if earlier and new.schema.fingerprint == old.schema.fingerprint:
+            others["earlier"] = new.under(earlier)
+    return _Compared(
+        champion=new.under(own),
+        before=old.under(earlier),
+        alone=bare - old.under(()),
+        others=others,
+        keys=block_keys(both[0].column("occurred_at").to_numpy(), by.settings.monitor.block),
+    )
 
 
 def _among(rows: pa.Table, others: pa.Table) -> pa.Table:

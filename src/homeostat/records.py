@@ -1,7 +1,6 @@
-"""The frozen values that travel between rooms.
+"""The frozen values that travel between rooms; the rooms that take them decide and act.
 
-Every time is timezone-aware UTC, every loss is a mean per row in the unit of the metric, every
-share lies between 0 and 1. A record holds facts; the rooms that take it decide and act.
+Times are aware UTC, losses a mean per row in the metric's unit, shares lie between 0 and 1.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import Any, Literal, TypeAlias
 Task: TypeAlias = Literal["binary", "multiclass", "regression"]
 Json: TypeAlias = Any  # what `json.loads` gives
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-"""From which blocks of time are counted."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # from which blocks of time are counted
 MICROSECOND = timedelta(microseconds=1)
 """The step of event time: what is half open ends one after its newest row."""
 
@@ -203,11 +201,13 @@ class Trial:
     before: float  # of the replaced release; `difference` above 0: the champion is worse
     difference: float
     p_value: float  # one-sided, of being worse; t on block means
+    alone: float  # the same of the two models without any map
     level: float  # at which this look says worse: that of all looks, shared out
     rows: int
     blocks: int
     worse: bool
     reason: str  # one sentence
+    instead: str = ""  # a map by which its model is no worse: "bare" answers, or the "earlier" map
 
 
 @dataclass(frozen=True, slots=True)

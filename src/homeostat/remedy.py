@@ -8,16 +8,20 @@ always over the model's raw output, never over another map.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from homeostat import gate, maps
+from homeostat import gate, maps, quarantine
 from homeostat.audit import fitted, jsonable
+from homeostat.binning import moments
 from homeostat.challenge import Challenge, Challenged
-from homeostat.records import Candidate, Release, Verdict, Window
+from homeostat.errors import ReleaseError
+from homeostat.holdout import before
+from homeostat.records import Candidate, Release, TrainingRows, Trial, Verdict, Window
+from homeostat.schema import Schema
 from homeostat.scoring import Calibrator, losses
 from homeostat.settings import Settings
 from homeostat.unseen import JUDGED, Model, Unseen, unseen
@@ -50,12 +54,27 @@ def stretch(
     return Window(start, mature) if mature - start >= least else None
 
 
+def counted(by: Challenge, champion: Release, schema: Schema, now: datetime) -> tuple[int, int]:
+    """How many mature labelled rows there are, and how many of them could judge a map now; none
+    where these are fewer than `gate.min_rows`.
+    """
+    mature = now - by.settings.labels.delay
+    judging = stretch(champion, by.audit.past().mapped_until, mature, by.settings)
+    # Only the number is wanted, so no feature is read, and no more than a piece is held.
+    bare, history, fresh = replace(schema, features=()), 0, 0
+    for part in by.journal.scan(as_of=now, labelled=True, schema=bare):
+        old = quarantine.sound(before(part, mature), by.audit, schema)
+        history += old.num_rows
+        fresh += old.num_rows - before(old, judging.start).num_rows if judging else 0
+    return history, fresh if fresh >= by.settings.gate.min_rows else 0
+
+
 def recalibrate(by: Challenge, champion: Release, now: datetime) -> Challenged:
     """A map by the candidate of the best record, judged; it may be the one that changes nothing.
 
-    Judged is the rule, prequentially: each window of rows that no earlier look has used, by a map
-    that was fitted on the windows before it. The map that is released knows all mature rows, so
-    the verdict is that of its siblings.
+    Judged is the rule, prequentially: each window of rows that no earlier look has used, by the
+    map that could have served in it, of rows and labels known when it began. The map that is
+    released knows all mature rows, so the verdict is that of its siblings.
     """
     settings = by.settings
     mature = now - settings.labels.delay
@@ -65,58 +84,103 @@ def recalibrate(by: Challenge, champion: Release, now: datetime) -> Challenged:
     judging = stretch(champion, past.mapped_until, mature, settings) if by.gated else None
     if by.gated and judging is None:
         return Challenged(problem="Too little time has passed since the last look at a map.")
-    known = (judging.start if judging else mature) - maps.reach(settings)
-    rows = unseen(by, Model.of(by.releases, champion), Window(known, mature), now)
     if judging is None:
         verdict = replace(gate.unjudged("No gate, as asked.", None), promote=True)
     else:
-        count = rows.within(judging).rows.num_rows
-        if count < settings.gate.min_rows:
-            told = f"Only {count} labelled rows could judge a map"
-            return Challenged(problem=f"{told}; the gate wants {settings.gate.min_rows}.")
-        verdict = _judge(by, champion, rule, rows, judging)
+        found = _judge(by, champion, rule, judging, now)
+        if found is None:
+            least = settings.gate.min_rows
+            return Challenged(problem=f"Fewer than {least} labelled rows could judge a map.")
+        verdict = found
         by.audit.write("calibration_gate", now, jsonable(verdict))
     if not verdict.promote:
         return Challenged(verdict=verdict)
     began = time.monotonic()
+    model = Model.of(by.releases, champion)
+    rows = unseen(by, model, Window(mature - maps.reach(settings), mature), now)
     calibrator = rule.fit(rows, mature, settings)
     if calibrator is None:
         return Challenged(problem="Too few labelled rows are known that the model has not seen.")
     seconds = time.monotonic() - began
-    candidate = _made(by, champion, calibrator, rule.rows(rows, mature, settings), now)
+    last = rule.rows(rows, mature, settings)
+    candidate = _made(by, champion, calibrator, last, maps.trained(by, last, now))
     candidate = replace(candidate, seconds=seconds)
     by.audit.write("calibrated", now, fitted(candidate))
     return Challenged(candidate, replace(verdict, sibling=by.gated))
 
 
+def exchanged(
+    by: Challenge, champion: Release, trial: Trial | None, now: datetime
+) -> tuple[Candidate, Verdict]:
+    """The champion's model by the map that probation found it to be no worse by: none, or that of
+    the release which it replaced. Raises HomeostatError.
+    """
+    if trial is None or not trial.instead:
+        raise ReleaseError("probation names no other map.")
+    model = Model.of(by.releases, champion)
+    rows = unseen(by, model, trial.window, now)
+    earlier = by.releases.get(trial.replaced)
+    if trial.instead == "earlier":
+        held, taught = by.releases.object(earlier, "calibrator"), earlier.calibration
+        candidate = _made(by, champion, Calibrator.from_json(held), rows, taught)
+    else:
+        candidate = _made(by, champion, maps.identity(rows.schema.target), rows, None)
+    by.audit.write("calibrated", now, fitted(candidate))
+    verdict = replace(gate.unjudged(trial.reason, trial.window), promote=True)
+    return candidate, verdict
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The labelled rows of one window, and what they come to by the map that serves and by what
+    the rule would have made; the same where it had too few rows for one.
+    """
+
+    times: NDArray[Any]
+    labels: NDArray[Any]
+    served: Floats  # losses, shape (rows,)
+    tried: Floats
+
+    @classmethod
+    def of(
+        cls, by: Challenge, champion: Release, rule: maps.Rule, window: Window, now: datetime
+    ) -> _Judged:
+        model = Model.of(by.releases, champion)
+        rows, (mapped,) = maps.foretold(by, model, [rule], window, now)
+        target, output = rows.schema.target, rows.raw
+        if "calibrator" in champion.manifest["objects"]:
+            own = Calibrator.from_json(by.releases.object(champion, "calibrator"))
+            output = own.apply(output, target)
+        served = losses(output, rows.labels, target)
+        tried = served if mapped is None else losses(mapped, rows.labels, target)
+        return cls(moments(rows.rows), rows.labels, served, tried)
+
+
 def _judge(
-    by: Challenge, champion: Release, rule: maps.Rule, rows: Unseen, judging: Window
-) -> Verdict:
-    """The rule against the champion as it serves, on the rows of `judging`."""
-    settings, target = by.settings, rows.schema.target
-    judged, parts = rows.within(judging), []
-    for window in _windows(judging, settings.monitor.window):
-        own, raw = rule.fit(rows, window.start, settings), rows.within(window).raw
-        parts.append(raw if own is None else own.apply(raw, target))
+    by: Challenge, champion: Release, rule: maps.Rule, judging: Window, now: datetime
+) -> Verdict | None:
+    """The rule against the champion as it serves, on the rows of `judging`; None where these are
+    fewer than `gate.min_rows`.
+    """
+    settings, windows = by.settings, _windows(judging, by.settings.monitor.window)
+    parts = [_Judged.of(by, champion, rule, window, now) for window in windows]
+    labels = np.concatenate([part.labels for part in parts])
+    if len(labels) < settings.gate.min_rows:
+        return None
+    schema = Schema.from_json(by.releases.object(champion, "schema"))
+    numbers = schema.target.task == "regression"
     verdict = gate.judge(
-        occurred_at=judged.rows.column("occurred_at").to_numpy(),
-        champion=losses(_served(by, champion, judged), judged.labels, target),
-        challenger=losses(np.concatenate(parts), judged.labels, target),
-        metric="rmse" if target.task == "regression" else "log_loss",
+        occurred_at=np.concatenate([part.times for part in parts]),
+        champion=np.concatenate([part.served for part in parts]),
+        challenger=np.concatenate([part.tried for part in parts]),
+        metric="rmse" if numbers else "log_loss",
         gate=settings.gate.model_copy(update={"delta": 0.0}),
         block=settings.monitor.block,
         window=judging,
-        classes=None if target.task == "regression" else len(np.unique(judged.labels)),
+        classes=None if numbers else len(np.unique(labels)),
         level=LEVEL,
     )
     return replace(verdict, reason=f"Tried was {rule}. {verdict.reason}")
-
-
-def _served(by: Challenge, champion: Release, rows: Unseen) -> Floats:
-    if "calibrator" not in champion.manifest["objects"]:
-        return rows.raw
-    own = Calibrator.from_json(by.releases.object(champion, "calibrator"))
-    return own.apply(rows.raw, rows.schema.target)
 
 
 def _windows(judging: Window, length: timedelta) -> list[Window]:
@@ -127,9 +191,15 @@ def _windows(judging: Window, length: timedelta) -> list[Window]:
 
 
 def _made(
-    by: Challenge, champion: Release, calibrator: Calibrator, last: Unseen, now: datetime
+    by: Challenge,
+    champion: Release,
+    calibrator: Calibrator,
+    last: Unseen,
+    taught: TrainingRows | None,
 ) -> Candidate:
-    """The candidate: the champion's objects with the new map over its model."""
+    """The candidate: the champion's objects with the new map over its model; the twin is proved on
+    the rows `last`.
+    """
     held = {name: by.releases.object(champion, name) for name in champion.manifest["objects"]}
     held.pop("twin", None)  # made again below: it must be equal after the new map, too
     manifest = champion.manifest
@@ -144,6 +214,6 @@ def _made(
         versions=manifest["versions"],
         seed=manifest["seed"],
     )
-    candidate = maps.mapped(by, bare, calibrator, last, now)
+    candidate = maps.mapped(by, bare, calibrator, last.schema, taught)
     by.query(candidate)
     return by.trainer.with_twin(candidate, last.rows)
