@@ -15,7 +15,7 @@ from homeostat.settings import Gate, Training
 from homeostat.testing import START
 
 HOUR = timedelta(hours=1)
-GATE = Gate(window=48 * HOUR, min_rows=5)
+GATE = Gate(window=48 * HOUR, min_rows=5, min_blocks=2)
 TRAINING = Training(min_rows=10)
 
 
@@ -32,6 +32,7 @@ def split(hours, known=None, looked=None):
         looked_until=moments[1],
         gate=GATE,
         training=TRAINING,
+        block=24 * HOUR,
     )
 
 
@@ -118,3 +119,11 @@ def test_the_newest_share_is_newer_than_the_rest_and_no_smaller_than_asked(hours
     assert not found or not rest or max(rest) < min(found)
     fewer = [hour for hour in found if hour > min(found)]
     assert not found or len(fewer) < max(share * len(hours), 1)
+
+
+def test_rows_of_too_few_blocks_of_time_judge_nothing_and_so_nothing_is_trained():
+    day = [110 + n / 8 for n in range(24)]
+    found = split([*range(60), *day], known=50)
+    assert "lie in 1 blocks of time; the gate wants 2" in found.problem
+    assert split([*range(60), *day, 130], known=50).problem == ""
+    assert split([*range(60), *day]).problem == ""

@@ -387,6 +387,7 @@ class Challenge(Stores):
             looked_until=self.audit.past().looked_until,
             gate=self.settings.gate,
             training=self.settings.training,
+            block=self.settings.monitor.block,
         )
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from homeostat.records import EPOCH, MICROSECOND, Window
 from homeostat.schema import TIMESTAMP
 from homeostat.settings import Gate, Training
+from homeostat.stats import block_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,15 @@ def hold_out(
     looked_until: datetime | None,
     gate: Gate,
     training: Training,
+    block: timedelta,
 ) -> Holdout:
     """Keep back the newest rows: `gate.window` of event time, of which no row was used before.
 
     `rows` are labelled and mature, with at least the column `occurred_at`. The champion was
     trained on rows before `known_until`, an earlier look of the gate used rows before
     `looked_until`; None where there was neither. `problem` says in one sentence why the rows do
-    not suffice; the caller must not train then.
+    not suffice; the caller must not train then. Beside a champion that is also where they lie in
+    fewer than `gate.min_blocks` of the `block`s of time.
     """
     used = [moment for moment in (known_until, looked_until) if moment is not None]
     fresh_after = max(used, default=None)
@@ -82,11 +86,25 @@ def hold_out(
     fresh = rows.filter(pc.greater_equal(rows.column("occurred_at"), pa.scalar(start, TIMESTAMP)))
     learned = before(old, known_until).num_rows if known_until else 0
     parts = Holdout(old, fresh, Window(start, end), "")
-    return replace(parts, problem=_problem(parts, learned, gate, training))
+    problem = _problem(parts, learned, gate, training)
+    if known_until is not None and not problem:
+        problem = _few(parts, gate, block)
+    return replace(parts, problem=problem)
 
 
 def _nothing(rows: pa.Table, at: datetime) -> Holdout:
     return Holdout(rows, rows, Window(at, at), "No row has a label yet.")
+
+
+def _few(parts: Holdout, gate: Gate, block: timedelta) -> str:
+    blocks = len(np.unique(block_keys(parts.fresh.column("occurred_at").to_numpy(), block)))
+    if blocks >= gate.min_blocks:
+        return ""
+    return (
+        f"The {parts.fresh.num_rows:,} labelled rows newer than "
+        f"{parts.window.start:%Y-%m-%d %H:%M} UTC lie in {blocks} blocks of time; the gate wants "
+        f"{gate.min_blocks} (gate.min_blocks)."
+    )
 
 
 def _problem(parts: Holdout, learned: int, gate: Gate, training: Training) -> str:
