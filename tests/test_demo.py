@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from homeostat import demo
 from homeostat.demo import Sparing
-from homeostat.demo.result import measure, plot
+from homeostat.demo.result import did, measure, plot
 from homeostat.demo.stream import ROWS, Stream
 from homeostat.demo.view import View
 from homeostat.errors import HomeostatError
@@ -196,6 +196,20 @@ class OtherWayRound:
 
     def object(self, found, name):
         return self.releases.object(found, name)
+
+
+@pytest.mark.parametrize(
+    ("action", "promoted", "words"),
+    [
+        (Action.ROLL_BACK, True, "rolled back"),
+        (Action.RECALIBRATE, True, "recalibrated"),
+        (Action.RETRAIN, True, "promoted"),
+        (Action.HOLD, False, "hold (why)"),
+    ],
+)
+def test_the_table_of_weeks_says_what_each_turn_came_to(action, promoted, words):
+    outcome = Outcome(START, Decision(action, "why", ""), promoted=promoted)
+    assert did(outcome) == words
 
 
 def test_a_promotion_that_did_harm_is_counted(shown):

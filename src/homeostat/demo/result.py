@@ -167,20 +167,22 @@ def _weeks(
                 int(here.sum()),
                 float(frozen[here].mean()),
                 float(served[here].mean()),
-                _did(outcome),
+                did(outcome),
             )
         )
     return tuple(done)
 
 
-def _did(outcome: Outcome | None) -> str:
+def did(outcome: Outcome | None) -> str:
+    """What a turn came to, in a word or two; "" where there was none."""
     if outcome is None:
         return ""
+    if outcome.promoted:
+        done = {Action.RECALIBRATE: "recalibrated", Action.ROLL_BACK: "rolled back"}
+        return done.get(outcome.decision.action, "promoted")
     if outcome.verdict is None:
         return f"hold ({outcome.decision.trigger})"
-    if outcome.decision.action is Action.RECALIBRATE:
-        return "recalibrated" if outcome.promoted else "map refused"
-    return "promoted" if outcome.promoted else "refused"
+    return "map refused" if outcome.decision.action is Action.RECALIBRATE else "refused"
 
 
 def plot(result: Result, file: Path) -> None:

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from homeostat.demo.result import Result
+from homeostat.demo.result import Result, did
 from homeostat.records import Action, Outcome
 
 SHOWN = 12  # weeks in view
@@ -129,17 +129,12 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
     realised = performance.realised if performance else None
     auc = performance.measures.get("auc") if performance else None
     drifted = [c for c in found.columns if c.drifted] if found else []
-    action = outcome.decision.action
-    done = {Action.RECALIBRATE: "recalibrated", Action.ROLL_BACK: "rolled back"}
-    did = done.get(action, "promoted") if outcome.promoted else outcome.decision.trigger
-    if outcome.verdict is not None and not outcome.promoted:
-        did = "map refused" if action is Action.RECALIBRATE else "refused"
     return (
         f"{found.window.start:%d %b}" if found else "–",
         found.state.value if found else "–",
         f"{len(drifted)} of {len(found.columns)}" if found else "–",
         f"{realised.value:.4f}" if realised else "–",
         f"{auc.value:.3f}" if auc is not None else "–",
-        did,
+        did(outcome),
         (outcome.release or "–")[:12],
     )
