@@ -10,13 +10,16 @@ from pathlib import Path
 
 import cloudpickle
 import pandas as pd
+import pyarrow.compute as pc
 
-from homeostat import settings
+from homeostat import gate, settings
 from homeostat.build import Project
 from homeostat.draw import draw
 from homeostat.engines import LocalEngine
 from homeostat.entries import Sent
 from homeostat.journal import FileJournal
+from homeostat.loop import Loop
+from homeostat.records import MICROSECOND, Candidate, Release, Verdict, Window
 from homeostat.report import FileReporter
 from homeostat.schema import Schema
 from homeostat.scoring import Scorer
@@ -204,6 +207,23 @@ def serve(root: Path, frame: pd.DataFrame, *, labels: bool = True) -> None:
                 rows.column("prediction_id").to_pylist(), [*frame["target"].astype(str)], [*times]
             )
         )
+
+
+def unjudged(loop: Loop) -> tuple[Candidate, Verdict]:
+    """A model of every labelled row, which no gate has judged, for what a gate would keep out."""
+    by, champion, now = loop._challenger, loop.releases.champion(), loop.clock.now()
+    schema = by._import(now, champion)
+    rows = by._labelled(now, schema)
+    end = pc.max(rows.column("occurred_at")).as_py() + MICROSECOND
+    candidate = by._fit(rows, schema, end, now, champion.id)
+    verdict = replace(gate.unjudged("No gate.", Window(end, end)), promote=True)
+    return loop.trainer.with_twin(candidate, rows), verdict
+
+
+def promoted_unjudged(loop: Loop) -> Release:
+    """The release of an `unjudged` model, which serves now."""
+    candidate, verdict = unjudged(loop)
+    return loop._promote(candidate, verdict, loop.clock.now())
 
 
 def contents(root: Path, *parts: str) -> dict[str, bytes]:

@@ -6,7 +6,19 @@ import json
 from dataclasses import replace
 
 import pytest
-from loop_fixtures import LOADED, Heard, InProcess, days, make, project, serve, stream, turning
+from loop_fixtures import (
+    LOADED,
+    Heard,
+    InProcess,
+    days,
+    make,
+    project,
+    promoted_unjudged,
+    serve,
+    stream,
+    turning,
+    unjudged,
+)
 from remedy_fixtures import FIRST, Stage, binary, changed
 
 from homeostat import approval, cli
@@ -70,9 +82,7 @@ def test_an_approved_release_serves_and_the_chain_says_who_approved(stage):
 
 def test_what_challenged_an_earlier_champion_is_void(stage):
     waits = stage.bodies("waiting")[0]["release"]
-    loop = replace(stage.loop, gated=False)
-    found = loop._challenger.retrain(stage.releases.champion(), stage.clock.now())
-    loop._promote(found.candidate, found.verdict, stage.clock.now())
+    promoted_unjudged(stage.loop)
     with pytest.raises(ReleaseError, match="does not wait"):
         stage.loop.approve(waits, "ada")
     assert stage.bodies("approved") == []
@@ -81,10 +91,9 @@ def test_what_challenged_an_earlier_champion_is_void(stage):
 def test_a_release_that_the_gate_refused_is_never_approved(stage):
     champion = stage.releases.champion()
     held = {name: stage.releases.object(champion, name) for name in champion.manifest["objects"]}
-    loop = replace(stage.loop, gated=False)
-    found = loop._challenger.retrain(champion, stage.clock.now())
-    refused = replace(found.verdict, promote=False, reason="It is worse.")
-    candidate = replace(found.candidate, objects=held)
+    candidate, verdict = unjudged(stage.loop)
+    refused = replace(verdict, promote=False, reason="It is worse.")
+    candidate = replace(candidate, objects=held)
     release = stage.releases.add(candidate, refused, stage.clock.now())
     told = {"release": release.id, "kind": "retrain", "reason": ""}
     stage.audit.write("waiting", stage.clock.now(), told)

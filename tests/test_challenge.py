@@ -110,7 +110,10 @@ def test_where_the_better_challenger_is_refused_the_usual_one_is_tested_at_its_o
 ):
     judge = gate.judge
 
+    shares = []
+
     def strict(**given):
+        shares.append(given["share"])
         verdict = judge(**given)
         refused = replace(verdict, promote=False, reason="Harm is not excluded.")
         return refused if given["share"] == 0.25 else verdict
@@ -121,7 +124,9 @@ def test_where_the_better_challenger_is_refused_the_usual_one_is_tested_at_its_o
     (told,), (looked,) = bodies(root, "trained"), bodies(root, "gate")
     assert outcome.promoted
     assert (told["share"], told["beside"][0]["share"]) == (1.0, 0.4)
-    assert "That of the newest 40% of the rows alone did better" in looked["reason"]
+    assert shares == [0.25, 0.75]
+    said = "That of the newest 40% of the rows alone did better and was refused: Harm is not"
+    assert said in looked["reason"]
     assert project(root).releases.champion().manifest["training"]["start"] <= START.isoformat()
 
 

@@ -109,9 +109,8 @@ def test_going_back_from_a_map_does_not_hold_up_trainings_and_from_a_model_does(
     by = {"by": "probation"}
     one = past([*lines, line("rolled_back", 5, release="b", **by, **{"from": "c"})])
     other = past([*lines, line("rolled_back", 5, release="a", **by, **{"from": "c"})])
-    assert one.rolled_back is None
-    assert one.undone == ("c",)
-    assert other.rolled_back is not None
+    assert (one.rolled_back, one.undone) == (None, ("c",))
+    assert (other.rolled_back, other.undone) == (at(5), ("b",))
 
 
 def test_trainings_at_which_nothing_had_paid_are_counted_in_a_row():

@@ -6,8 +6,9 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
-from loop_fixtures import Heard
+from loop_fixtures import Heard, promoted_unjudged, unjudged
 from remedy_fixtures import FIRST, WEEK, Stage, binary, changed, week
 
 from homeostat import gate, maps, probation, remedy
@@ -15,6 +16,7 @@ from homeostat.errors import TrainingError
 from homeostat.past import PROBATION
 from homeostat.rebuild import frames
 from homeostat.records import Action, Candidate, TrainingRows, Window
+from homeostat.report import newest_turn
 from homeostat.schema import Schema
 from homeostat.scoring import Calibrator, outputs
 from homeostat.testing import START, served_rows
@@ -32,11 +34,7 @@ def promoted_unseen(stage: Stage, *, bad: bool) -> str:
     script = stage.script.read_text()
     if bad:
         stage.script.write_text(script.replace('frame.pop("target")', 'frame.pop("target")' + BAD))
-    alone = stage.chosen.training.model_copy(update={"blend": 1})
-    chosen = stage.chosen.model_copy(update={"training": alone})
-    loop = replace(stage.loop, gated=False, settings=chosen)
-    found = loop._challenger.retrain(stage.releases.champion(), stage.clock.now())
-    release = loop._promote(found.candidate, found.verdict, stage.clock.now())
+    release = promoted_unjudged(stage.loop)
     stage.script.write_text(script)
     return release.id
 
@@ -130,11 +128,10 @@ def misled(stage: Stage) -> tuple[str, str]:
     """Promote a sound model under a map that is far off; what served before, and that release."""
     stage.turn(1)
     first = stage.releases.champion()
-    by, now = replace(stage.loop, gated=False)._challenger, stage.clock.now()
-    found = by.retrain(first, now)
-    schema = Schema.from_json(found.candidate.objects["schema"])
-    off = maps.mapped(by, found.candidate, Calibrator(1.0, (3.0,)), schema, None)
-    release = stage.loop._promote(off, found.verdict, now)
+    candidate, verdict = unjudged(stage.loop)
+    schema = Schema.from_json(candidate.objects["schema"])
+    off = maps.mapped(stage.loop._challenger, candidate, Calibrator(1.0, (3.0,)), schema, None)
+    release = stage.loop._promote(off, verdict, stage.clock.now())
     return first.id, release.id
 
 
@@ -164,10 +161,13 @@ def test_where_only_the_map_of_a_promotion_is_worse_its_model_stays_without_it(t
     assert not stage.audit.past().undone
 
 
-def test_the_map_of_what_was_replaced_is_taken_over_where_the_model_needs_one(tmp_path):
+@pytest.mark.parametrize("maps_wanted", [True, False])
+def test_the_map_of_what_was_replaced_is_taken_over_where_the_model_needs_one(
+    tmp_path, maps_wanted
+):
     """A model that is two off in its logits, which a map had mended before."""
-    skewed = binary(bias=2.0)
-    stage = Stage(tmp_path, changed(SAME, skewed, FIRST), settings={"decide": QUIET})
+    skewed, rules = binary(bias=2.0), {**QUIET, "recalibrate": maps_wanted}
+    stage = Stage(tmp_path, changed(SAME, skewed, FIRST), settings={"decide": rules})
     first, now = stage.releases.champion(), stage.clock.now()
     stage.serve()
     now, by = stage.clock.now(), stage.loop._challenger
@@ -189,6 +189,9 @@ def test_the_map_of_what_was_replaced_is_taken_over_where_the_model_needs_one(tm
     bad = stage.loop._promote(off, verdict, now)
     (outcome,) = stage.turn(1)
     assert outcome.decision.trigger == PROBATION
+    if not maps_wanted:
+        assert outcome.release == before.id
+        return
     assert "by the map of the release that it replaced" in outcome.decision.reason
     champion = stage.releases.champion()
     assert champion.manifest["parent"] == bad.id
@@ -196,6 +199,34 @@ def test_the_map_of_what_was_replaced_is_taken_over_where_the_model_needs_one(tm
     assert Calibrator.from_json(held) == mending
     told = frames([(champion.id, champion.calibration)], stage.journal, stage.releases, stage.audit)
     assert [each.result for each in told] == ["same"]
+
+
+def test_a_model_that_learned_another_class_is_on_probation_beside_one_with_a_map(tmp_path):
+    """The map of the release that it replaced is over fewer classes, and so no choice."""
+
+    def truth(x, draw, number):
+        return np.asarray(["a", "b", "c"])[draw.integers(3, size=len(x))]
+
+    stage = Stage(tmp_path, truth, settings={"decide": {**QUIET, "recalibrate": True}})
+    first, now, by = stage.releases.champion(), stage.clock.now(), stage.loop._challenger
+    schema = Schema.from_json(stage.releases.object(first, "schema"))
+    candidate, verdict = unjudged(stage.loop)
+    mapped = maps.mapped(by, candidate, Calibrator(1.0, (0.1, 0.0, 0.0)), schema, None)
+    before = stage.loop._promote(mapped, verdict, now)
+    data = tmp_path / "rows.parquet"
+    others = week(0, truth, seed=1).assign(target="d")
+    others["prediction_id"] = "d-" + others["prediction_id"]
+    pd.concat([pd.read_parquet(data), others]).to_parquet(data)
+    candidate, verdict = unjudged(stage.loop)
+    schema = Schema.from_json(candidate.objects["schema"])
+    assert len(schema.target.classes) == 4
+    off = maps.mapped(by, candidate, Calibrator(1.0, (9.0, 0.0, 0.0, 0.0)), schema, None)
+    stage.loop._promote(off, verdict, stage.clock.now())
+    (outcome,) = stage.turn(1)
+    assert stage.bodies("probation_failed") == []
+    (look,) = [look for look in stage.bodies("probation") if look["replaced"] == before.id]
+    assert look["worse"]
+    assert outcome.decision.trigger == PROBATION
 
 
 def test_where_another_map_cannot_be_made_what_was_replaced_serves_again(tmp_path, monkeypatch):
@@ -208,7 +239,12 @@ def test_where_another_map_cannot_be_made_what_was_replaced_serves_again(tmp_pat
     monkeypatch.setattr(maps, "mapped", broken)
     (outcome,) = stage.turn(1)
     assert stage.releases.champion().id == first == outcome.release
-    assert [body["reason"] for body in stage.bodies("calibration_failed")] == ["no map"]
+    assert outcome.decision.action is Action.ROLL_BACK
+    (told,) = stage.bodies("rolled_back")
+    assert "But that could not be had: no map" in told["reason"]
+    turn = newest_turn(stage.audit.lines(), None)
+    assert (turn.decision.action, turn.promoted) == (Action.ROLL_BACK, True)
+    assert turn.decision.reason == told["reason"]
 
 
 def test_without_probation_nothing_is_looked_at(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 
@@ -17,7 +16,6 @@ from remedy_fixtures import FIRST, WEEK, Stage, binary, changed, week
 from homeostat import champion as server
 from homeostat import lineage, maps, recalibrate, remedy
 from homeostat.errors import TrainingError, cause
-from homeostat.loop import Loop
 from homeostat.rebuild import frames
 from homeostat.records import Action, TrainingRows, Window
 from homeostat.schema import Schema, Target
@@ -121,6 +119,18 @@ def test_a_recalibrated_release_shares_all_but_the_map_and_names_its_rows(mended
     assert old.calibration is None
     assert old.seen_until == old.cutoff
     assert "calibration" not in old.manifest
+
+
+def test_a_map_is_judged_only_where_a_newer_one_than_the_champions_could_have_served(mended):
+    stage, champion = mended[0], mended[0].releases.champion()
+    late = stage.chosen.labels.model_copy(update={"delay": 2 * WEEK})
+    chosen = stage.chosen.model_copy(update={"labels": late})
+    seen = lineage.judged_until(champion)
+    assert seen >= champion.seen_until
+    assert champion.calibration is not None
+    assert remedy.stretch(champion, None, seen + 3.9 * WEEK, chosen) is None
+    judging = remedy.stretch(champion, None, seen + 4 * WEEK, chosen)
+    assert judging == Window(seen + 3 * WEEK, seen + 4 * WEEK)
 
 
 def test_rows_that_judge_a_map_are_never_those_that_fitted_it_and_never_judge_twice(mended):
@@ -290,15 +300,6 @@ def test_switched_off_no_map_is_ever_tried(tmp_path):
     stage.turn(6)
     assert "recalibrate" not in stage.actions
     assert stage.bodies("calibration_gate") == []
-
-
-def test_without_a_gate_the_map_knows_every_row_and_is_released(tmp_path):
-    stage = Stage(tmp_path, SAME, settings=NO_GROWTH)
-    stage.serve()
-    loop: Loop = replace(stage.loop, gated=False)
-    found = remedy.recalibrate(loop._challenger, stage.releases.champion(), stage.clock.now())
-    assert found.verdict.promote
-    assert found.candidate.calibration.rows == 210
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from loop_fixtures import DAYS, LOADED, InProcess, days, make, serve, stream, turning
+from loop_fixtures import (
+    DAYS,
+    LOADED,
+    InProcess,
+    days,
+    make,
+    promoted_unjudged,
+    serve,
+    stream,
+    turning,
+)
 from report_fixtures import NAMES, drift, evidence
 from scipy import stats
 from test_page import Reader
@@ -473,8 +483,7 @@ def test_a_column_named_later_is_known_from_the_next_release_on(tmp_path, traffi
     with turning(root, InProcess(), LOADED + 14, **named) as loop:
         (told,) = loop.monitor().segments
         assert "released before 'city' was named" in told.reason
-        outcome = replace(loop, gated=False).retrain(force=True)
-        assert outcome.promoted
+        promoted_unjudged(loop)
         assert loop.monitor().segments[0].level is not None
 
 
@@ -491,6 +500,6 @@ def test_a_first_training_refuses_a_segment_that_is_no_feature_and_a_later_one_g
         loop.train()
     serve(root, days(traffic, LOADED, min(DAYS, LOADED + 14)))
     with turning(root, InProcess(), LOADED + 14, **wrong) as loop:
-        assert replace(loop, gated=False).retrain(force=True).promoted
+        promoted_unjudged(loop)
         found = loop.monitor()
     assert [f.check for f in found.findings if f.column == "amount"] == ["unknown_segment"]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +19,7 @@ from homeostat import gate, lineage, maps, quarantine, slices, wealth
 from homeostat.audit import fitted, jsonable
 from homeostat.blend import Elder
 from homeostat.errors import HomeostatError, ReleaseError, TrainingError, cause
-from homeostat.holdout import Holdout, before, everything, hold_out, newest
+from homeostat.holdout import Holdout, before, hold_out, newest
 from homeostat.records import Candidate, Json, Release, Verdict
 from homeostat.schema import Schema
 from homeostat.scoring import row_losses
@@ -83,9 +82,7 @@ _Made: TypeAlias = list[_Challenger]
 
 @dataclass(frozen=True)
 class Challenge(Stores):
-    """Trains and judges by the rules of one project; `gated` False promotes without a gate."""
-
-    gated: bool = True
+    """Trains and judges by the rules of one project."""
 
     def first(self, now: datetime) -> tuple[Candidate, Verdict]:
         """A model of all rows, with the evidence of a sibling that never saw the newest ones."""
@@ -119,7 +116,7 @@ class Challenge(Stores):
         parts = self._split(rows, champion)
         if parts.problem:
             return Challenged(problem=parts.problem)
-        if self.gated and self.settings.decide.recalibrate:
+        if self.settings.decide.recalibrate:
             maps.record(self, now)
         made, left = self._challengers(parts, schema, champion, now)
         best, verdict = self._ruled(made, champion, parts, now)
@@ -132,14 +129,14 @@ class Challenge(Stores):
         candidate = best.candidate
         if not verdict.promote:
             return Challenged(candidate, verdict)
-        if self.gated and self.settings.training.refit:
+        if self.settings.training.refit:
             rows, elder = newest(rows, best.share), Elder.of(candidate)
             candidate = self._fit(rows, schema, parts.window.end, now, champion.id, elder=elder)
             self.query(candidate)
             self.audit.write("refitted", now, fitted(candidate))
             verdict = replace(verdict, sibling=True)
             candidate = self._remembering(candidate, best.candidate, parts.fresh)
-        elif self.gated:
+        else:
             candidate = self.trainer.finished(candidate, newest(parts.training, best.share))
         candidate = self._mapped(candidate, parts.window.end, now)
         return Challenged(self.trainer.with_twin(candidate, parts.judging), verdict)
@@ -169,7 +166,7 @@ class Challenge(Stores):
     @property
     def _by_maps(self) -> bool:
         """Whether what is released now is to have a map."""
-        wanted = self.gated and self.settings.decide.recalibrate
+        wanted = self.settings.decide.recalibrate
         return wanted and maps.chosen(self.audit.past(), self.settings) is not maps.BARE
 
     def query(self, candidate: Candidate) -> None:
@@ -223,10 +220,6 @@ class Challenge(Stores):
         stand that model alone, and one of the newest rows. A failure to fit the former raises.
         """
         training, left, elder = parts.training, list[dict[str, Json]](), self._elder(champion)
-        if not self.gated:
-            start = parts.window.start
-            candidate = self._fit(training, schema, start, now, champion.id, elder=elder)
-            return [_Challenger(1.0, candidate, np.empty(0))], left
         made = [self._challenger(parts, 1.0, schema, champion.id, now)]
         try:
             made = self._blended(made[0], elder, parts) if elder else made
@@ -290,15 +283,15 @@ class Challenge(Stores):
         if verdict.promote or best is usual:
             return best, verdict
         instead = self._judge(usual, made, champion, parts, now)
-        reason = f"{instead.reason} {str(best).capitalize()} did better, but not surely enough."
-        return (usual, replace(instead, reason=reason)) if instead.promote else (best, verdict)
+        if instead.promote:
+            told = f"{instead.reason} {str(best).capitalize()} did better and was refused:"
+            return usual, replace(instead, reason=f"{told} {verdict.reason}")
+        return best, replace(verdict, reason=f"{verdict.reason} {instead.reason}")
 
     def _judge(
         self, best: _Challenger, made: _Made, champion: Release, parts: Holdout, now: datetime
     ) -> Verdict:
         """The one of the challengers that was taken beside the champion."""
-        if not self.gated:
-            return replace(gate.unjudged("No gate, as asked.", parts.window), promote=True)
         schema = Schema.from_json(self.releases.object(champion, "schema"))
         seen = self.journal.read(parts.window, as_of=now, labelled=True, schema=schema)
         ids = parts.fresh.column("prediction_id")
@@ -379,8 +372,6 @@ class Challenge(Stores):
         return quarantine.left_out(rows, self.audit, schema, now)
 
     def _split(self, rows: pa.Table, champion: Release | None) -> Holdout:
-        if champion is not None and not self.gated:
-            return everything(rows)
         return hold_out(
             rows,
             known_until=champion.cutoff if champion else None,

@@ -49,14 +49,6 @@ def newest(rows: pa.Table, share: float) -> pa.Table:
     return rows.filter(pc.greater_equal(rows.column("occurred_at"), oldest))
 
 
-def everything(rows: pa.Table) -> Holdout:
-    """All rows train and none judges, for a challenge without a gate."""
-    if not rows.num_rows:
-        return _nothing(rows, EPOCH)
-    end = pc.max(rows.column("occurred_at")).as_py() + MICROSECOND
-    return Holdout(rows, rows.slice(0, 0), Window(end, end), "")
-
-
 def hold_out(
     rows: pa.Table,
     *,
@@ -102,8 +94,8 @@ def _few(parts: Holdout, gate: Gate, block: timedelta) -> str:
         return ""
     return (
         f"The {parts.fresh.num_rows:,} labelled rows newer than "
-        f"{parts.window.start:%Y-%m-%d %H:%M} UTC lie in {blocks} blocks of time; the gate wants "
-        f"{gate.min_blocks} (gate.min_blocks)."
+        f"{parts.window.start:%Y-%m-%d %H:%M} UTC lie in {blocks} of the {gate.min_blocks} blocks "
+        "of time that the gate wants (gate.min_blocks)."
     )
 
 

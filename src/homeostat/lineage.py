@@ -35,6 +35,13 @@ class Map:
     calibrator: Calibrator
 
 
+def judged_until(release: Release) -> datetime:
+    """The end of the rows that the gate, or probation, judged it by, which are no new evidence."""
+    verdict = release.manifest["gate"]
+    window = verdict and verdict["window"]
+    return datetime.fromisoformat(window["end"]) if window else release.seen_until
+
+
 def kin(releases: Releases, release: Release) -> Iterator[Release]:
     """The release and its predecessors as long as they have the same model, newest first."""
     model = release.manifest["objects"]["model"]

@@ -71,7 +71,6 @@ class Loop:
     watch: Watcher
     report: Path | None = None  # the drift report, to be tracked beside a training
     kept: blocks.Kept | None = None  # profiles of days; None: every look counts all rows
-    gated: bool = True  # False: whatever was trained on all rows is promoted, unjudged
     engine: Engine | None = None  # where the monitor's twins are fitted; None: they are not
     beside: bool = False  # each look tells what the first release would have come to
     _subjects: dict[str, Subject] = field(default_factory=dict, repr=False)
@@ -335,8 +334,9 @@ class Loop:
             candidate, verdict = remedy.exchanged(self._challenger, champion, trial, now)
             release = self._promote(candidate, verdict, now)
         except Exception as error:  # noqa: BLE001 - fails closed: what was worse does not stay
-            self.audit.write("calibration_failed", now, {"reason": cause(error)})
-            return self._go_back(outcome, champion)
+            told = f"{outcome.decision.reason} But that could not be had: {cause(error)}"
+            decision = replace(outcome.decision, action=Action.ROLL_BACK, reason=told)
+            return self._go_back(replace(outcome, decision=decision), self._champion())
         return replace(outcome, verdict=verdict, release=release.id, promoted=True)
 
     def _go_back(self, outcome: Outcome, champion: Release) -> Outcome:
@@ -375,9 +375,7 @@ class Loop:
 
     @property
     def _challenger(self) -> Challenge:
-        return Challenge(
-            self.settings, self.journal, self.releases, self.audit, self.trainer, self.gated
-        )
+        return Challenge(self.settings, self.journal, self.releases, self.audit, self.trainer)
 
     def _champion(self) -> Release:
         champion = self.releases.champion()

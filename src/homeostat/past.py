@@ -65,7 +65,7 @@ class Past:
     probes: tuple[int, int] = (0, 0)  # how often the twins' word agreed with the gate's, and of how
     # many; see `past`
     rolled_back: datetime | None = None  # when the loop last went back from a worse model
-    undone: tuple[str, ...] = ()  # releases from which it went back
+    undone: tuple[str, ...] = ()  # releases, or those that brought the models, that it left
     unmended: int = 0  # maps in a row that were tried for harm, and that the gate refused
     began: datetime | None = None  # when the first release was made
     history: int = 0  # labelled rows when the last challenger was trained
@@ -168,8 +168,10 @@ class _Walk:
 
     def _back(self, left: str | None, at: datetime, body: Mapping[str, Json]) -> None:
         """The loop went back from a release of the model `left`, perhaps from a map over it."""
-        self.undone.append(body["from"])
-        if left != self._model:
+        if left == self._model:
+            self.undone.append(body["from"])
+        else:
+            self.undone.append(left or body["from"])
             self.rolled_back = at
 
     def _moved(self, body: Mapping[str, Json]) -> None:

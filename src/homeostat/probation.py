@@ -44,7 +44,7 @@ def look(by: Challenge, champion: Release, now: datetime) -> Trial | None:
     (Bonferroni). A look that said worse is given again until another release serves.
 
     Where a promotion brought a model and that model would be no worse on these rows bare, or by the
-    map of the release that was replaced, `instead` says so: its map alone is to blame.
+    map of the release that was replaced, `instead` says so: not the model is to blame.
     """
     if not by.settings.decide.probation:
         return None
@@ -66,13 +66,14 @@ def _promotions(
     by: Challenge, champion: Release, lines: Sequence[Mapping[str, Json]]
 ) -> Iterator[tuple[Release, Release]]:
     """Each release of the champion's model with the one it replaced, but for those to which the
-    loop came back.
+    loop came back, and for maps that probation itself gave a model, whose own looks go on.
     """
     moved = [line["body"]["release"] for line in lines if line["kind"] in MOVES]
     for each in lineage.kin(by.releases, champion):
         if each.manifest["parent"] is None or moved.count(each.id) != 1:
             return
-        yield each, by.releases.get(each.manifest["parent"])
+        if each.manifest["kind"] != "recalibrate" or each.manifest["gate"]["rows"]:
+            yield each, by.releases.get(each.manifest["parent"])
 
 
 def _taken(lines: Sequence[Mapping[str, Json]]) -> Iterator[Trial]:
@@ -88,7 +89,7 @@ def _due(
 ) -> Trial | None:
     (promotion, before), settings = pair, by.settings
     looks, length = settings.decide.probation, settings.monitor.window
-    start = max(promotion.seen_until, before.seen_until, *_judged(promotion))
+    start = max(promotion.seen_until, before.seen_until, lineage.judged_until(promotion))
     number = min((now - settings.labels.delay - start) // length, looks)
     if number <= taken:
         return None
@@ -96,10 +97,11 @@ def _due(
     found = _compared(by, (champion, before), window, now)
     if found is None:
         return None
-    paired = BlockMean.of(found.champion - found.before, found.keys)
+    losses, others = found.new.under(found.own), found.old.under(found.earlier)
+    paired = BlockMean.of(losses - others, found.keys)
     if paired.rows < settings.gate.min_rows or paired.blocks < settings.gate.min_blocks:
         return None
-    new, old = float(found.champion.mean()), float(found.before.mean())
+    new, old = float(losses.mean()), float(others.mean())
     level = (1 - CONFIDENCE) / looks
     p_value = paired.p_greater()
     worse = p_value <= level and paired.mean > TIE * abs(old)
@@ -108,7 +110,8 @@ def _due(
         f"{paired.rows:,} rows in {paired.blocks} blocks; p = {p_value:.2g}, asked is {level:.2g}"
     )
     told = "The champion is worse" if worse else "The champion is not shown to be worse"
-    instead = found.mend if worse else ""
+    another = champion.manifest["objects"]["model"] != before.manifest["objects"]["model"]
+    instead = found.mend(old, maps=settings.decide.recalibrate) if worse and another else ""
     if instead:
         compared += f"; its model is no worse {_MENDS[instead]}"
     return Trial(
@@ -120,7 +123,7 @@ def _due(
         before=old,
         difference=paired.mean,
         p_value=p_value,
-        alone=BlockMean.of(found.alone, found.keys).p_greater(),
+        alone=BlockMean.of(found.new.under(()) - found.old.under(()), found.keys).p_greater(),
         level=level,
         rows=paired.rows,
         blocks=paired.blocks,
@@ -130,29 +133,27 @@ def _due(
     )
 
 
-def _judged(promotion: Release) -> list[datetime]:
-    """The end of the rows that the gate judged it by, which are no new evidence."""
-    verdict = promotion.manifest["gate"]
-    window = verdict and verdict["window"]
-    return [datetime.fromisoformat(window["end"])] if window else []
-
-
 @dataclass(frozen=True)
 class _Compared:
-    """Losses of the champion and of what it replaced, on rows that neither has seen."""
+    """The champion and what it replaced, on rows that neither has seen."""
 
-    champion: Floats  # shape (rows,), as it serves, and likewise:
-    before: Floats
-    alone: Floats  # of the champion's bare model less that of the other
-    others: Mapping[str, Floats]  # of the champion's model by other maps; none where both have it
+    new: lineage.Bare
+    old: lineage.Bare
+    own: Sequence[lineage.Map]  # over the champion's model
+    earlier: Sequence[lineage.Map]  # over the other
     keys: NDArray[np.int64]  # the block of each row
 
-    @property
-    def mend(self) -> str:
-        """The other map by which the champion's model did best, if it did no worse so."""
-        means = {name: float(losses.mean()) for name, losses in self.others.items()}
-        best = min(means, key=lambda name: means[name], default="")
-        return best if best and means[best] <= float(self.before.mean()) else ""
+    def mend(self, loss: float, *, maps: bool) -> str:
+        """Of no map and, where there may be `maps`, the earlier one, that by which the champion's
+        model did best, if it did no worse than `loss`.
+        """
+        ways: dict[str, Sequence[lineage.Map]] = {"bare": ()}
+        alike = self.new.schema.target == self.old.schema.target
+        if maps and alike and self.new.schema.fingerprint == self.old.schema.fingerprint:
+            ways["earlier"] = self.earlier
+        means = {name: float(self.new.under(of).mean()) for name, of in ways.items()}
+        best = min(means, key=lambda name: means[name])
+        return best if means[best] <= loss else ""
 
 
 def _compared(
@@ -172,19 +173,8 @@ def _compared(
         for release, rows in zip(pair, both, strict=True)
     )
     own, earlier = (lineage.maps(by.releases, release) for release in pair)
-    bare = new.under(())
-    others: dict[str, Floats] = {}
-    if pair[0].manifest["objects"]["model"] != pair[1].manifest["objects"]["model"]:
-        others = {"bare": bare}
-        if earlier and new.schema.fingerprint == old.schema.fingerprint:
-            others["earlier"] = new.under(earlier)
-    return _Compared(
-        champion=new.under(own),
-        before=old.under(earlier),
-        alone=bare - old.under(()),
-        others=others,
-        keys=block_keys(both[0].column("occurred_at").to_numpy(), by.settings.monitor.block),
-    )
+    times = both[0].column("occurred_at").to_numpy()
+    return _Compared(new, old, own, earlier, block_keys(times, by.settings.monitor.block))
 
 
 def _among(rows: pa.Table, others: pa.Table) -> pa.Table:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from homeostat import gate, maps, quarantine
+from homeostat import gate, lineage, maps, quarantine
 from homeostat.audit import fitted, jsonable
 from homeostat.binning import moments
 from homeostat.challenge import Challenge, Challenged
@@ -35,20 +35,27 @@ LEVEL = 0.05
 """The chance that a map which is no better is released, at a look."""
 
 
+_EXCHANGED = {
+    "bare": "The same model goes on without its map.",
+    "earlier": "The same model goes on by the map of the release that it replaced.",
+}
+
+
 def stretch(
     champion: Release, looked_until: datetime | None, mature: datetime, settings: Settings
 ) -> Window | None:
     """The rows that can judge a recalibration now; None while they span too little time.
 
     They are newer than those of the last such look and than what the model or its map was fitted
-    on. Where there is a map, by a window: before, the rule comes to the one that serves; so, too,
-    where nothing is known of rows from before the cut-off, of which the rule could make one. They
-    end at `mature` and span `monitor.window` and `gate.min_blocks` at least.
+    on or judged by. Where there is a map, by a window and the labels' delay: before, the rule comes
+    to the one that serves, or to an older one; so, too, where nothing is known of rows from before
+    the cut-off, of which the rule could make one. They end at `mature` and span `monitor.window`
+    and `gate.min_blocks` at least.
     """
     length, block = settings.monitor.window, settings.monitor.block
-    start = champion.seen_until
+    start = max(champion.seen_until, lineage.judged_until(champion))
     if champion.calibration is not None or JUDGED not in champion.manifest["objects"]:
-        start += length
+        start += length + settings.labels.delay
     start = start if looked_until is None else max(start, looked_until)
     least = max(length, settings.gate.min_blocks * block)
     return Window(start, mature) if mature - start >= least else None
@@ -81,18 +88,14 @@ def recalibrate(by: Challenge, champion: Release, now: datetime) -> Challenged:
     maps.record(by, now)
     past = by.audit.past()
     rule = maps.chosen(past, settings)
-    judging = stretch(champion, past.mapped_until, mature, settings) if by.gated else None
-    if by.gated and judging is None:
-        return Challenged(problem="Too little time has passed since the last look at a map.")
+    judging = stretch(champion, past.mapped_until, mature, settings)
     if judging is None:
-        verdict = replace(gate.unjudged("No gate, as asked.", None), promote=True)
-    else:
-        found = _judge(by, champion, rule, judging, now)
-        if found is None:
-            least = settings.gate.min_rows
-            return Challenged(problem=f"Fewer than {least} labelled rows could judge a map.")
-        verdict = found
-        by.audit.write("calibration_gate", now, jsonable(verdict))
+        return Challenged(problem="Too little time has passed since the last look at a map.")
+    verdict = _judge(by, champion, rule, judging, now)
+    if verdict is None:
+        least = settings.gate.min_rows
+        return Challenged(problem=f"Fewer than {least} labelled rows could judge a map.")
+    by.audit.write("calibration_gate", now, jsonable(verdict))
     if not verdict.promote:
         return Challenged(verdict=verdict)
     began = time.monotonic()
@@ -106,7 +109,7 @@ def recalibrate(by: Challenge, champion: Release, now: datetime) -> Challenged:
     candidate = _made(by, champion, calibrator, last, maps.trained(by, last, now))
     candidate = replace(candidate, seconds=seconds)
     by.audit.write("calibrated", now, fitted(candidate))
-    return Challenged(candidate, replace(verdict, sibling=by.gated))
+    return Challenged(candidate, replace(verdict, sibling=True))
 
 
 def exchanged(
@@ -125,9 +128,8 @@ def exchanged(
         candidate = _made(by, champion, Calibrator.from_json(held), rows, taught)
     else:
         candidate = _made(by, champion, maps.identity(rows.schema.target), rows, None)
-    by.audit.write("calibrated", now, fitted(candidate))
-    verdict = replace(gate.unjudged(trial.reason, trial.window), promote=True)
-    return candidate, verdict
+    reason = f"{_EXCHANGED[trial.instead]} {trial.reason}"
+    return candidate, replace(gate.unjudged(reason, trial.window), promote=True)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from homeostat.draw import draw
 from homeostat.errors import cause
 from homeostat.findings import findings
 from homeostat.page import page, shown
+from homeostat.past import PROBATION
 from homeostat.plot import can_draw, plot
 from homeostat.records import (
     Action,
@@ -202,6 +203,8 @@ def newest_turn(lines: Sequence[Mapping[str, Json]], evidence: Evidence | None) 
     for line in turn:
         if line["kind"] in FAILED:
             decided |= {"action": "hold", "trigger": line["kind"], "reason": line["body"]["reason"]}
+        elif _went_back(line):
+            decided |= {"action": "roll_back", "reason": line["body"]["reason"]}
     decided["action"] = Action(decided["action"])
     judged = ("gate", "calibration_gate")
     gates = [{**line["body"]} for line in turn if line["kind"] in judged]
@@ -210,8 +213,13 @@ def newest_turn(lines: Sequence[Mapping[str, Json]], evidence: Evidence | None) 
         decision=Decision(**decided),
         evidence=evidence,
         verdict=Verdict.of(gates[0]) if gates else None,
-        promoted=any(line["kind"] == "promoted" for line in turn),
+        promoted=any(line["kind"] == "promoted" or _went_back(line) for line in turn),
     )
+
+
+def _went_back(line: Mapping[str, Json]) -> bool:
+    """Whether the loop itself made an earlier release serve again, perhaps instead of a map."""
+    return bool(line["kind"] == "rolled_back" and line["body"].get("by") == PROBATION)
 
 
 def summary(of: Outcome | Evidence) -> str:
