@@ -269,6 +269,17 @@ def test_a_map_is_judged_as_it_could_have_served_with_the_labels_known_by_then(m
     assert not np.allclose(found, ahead.apply(rows.raw, rows.schema.target))
 
 
+def test_a_map_for_harm_is_judged_by_all_rows_before_the_window(moved):
+    stage, _ = moved
+    champion, now = stage.releases.champion(), stage.clock.now()
+    late = stage.chosen.labels.model_copy(update={"delay": WEEK})
+    by = replace(stage.loop._challenger, settings=stage.chosen.model_copy(update={"labels": late}))
+    model, rule = Model.of(stage.releases, champion), maps.rules(by.settings)[0]
+    rows, (found,) = maps.foretold(by, model, [rule], Window(now - WEEK, now), now, ahead=True)
+    own = unseen(by, model, Window(now - 5 * WEEK, now - WEEK), now).fit(by.settings.monitor.block)
+    assert np.array_equal(found, own.apply(rows.raw, rows.schema.target))
+
+
 def test_a_candidate_is_chosen_by_what_it_gained_over_bare_answers():
     chosen = Settings()
     first, second, third = maps.rules(chosen)

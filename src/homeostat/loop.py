@@ -301,7 +301,8 @@ class Loop:
         """Try another map over the champion's model; any failure keeps the champion."""
         now = outcome.at
         try:
-            found = remedy.recalibrate(self._challenger, champion, now)
+            harm = outcome.decision.trigger == "harm"
+            found = remedy.recalibrate(self._challenger, champion, now, harm=harm)
         except Exception as error:  # noqa: BLE001 - fails closed: the champion stays, and why
             self.audit.write("calibration_failed", now, {"reason": cause(error)})
             return outcome.held("failed", f"Recalibration failed: {cause(error)}")

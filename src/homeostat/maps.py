@@ -188,17 +188,26 @@ def trained(by: Stores, rows: Unseen, now: datetime) -> TrainingRows:
 
 
 def foretold(
-    by: Stores, model: Model, candidates: Sequence[Rule], window: Window, now: datetime
+    by: Stores,
+    model: Model,
+    candidates: Sequence[Rule],
+    window: Window,
+    now: datetime,
+    *,
+    ahead: bool = False,
 ) -> tuple[Unseen, list[Floats | None]]:
     """The labelled rows of `window`, and what each candidate's map would have made of their bare
     outputs, had it served: fitted on the rows that were old enough when the window began, by the
-    labels that had come by then. None where these were too few.
+    labels that had come by then, or `ahead` of them, on all rows before the window. None where
+    these were too few.
     """
     settings = by.settings
-    rows, known = unseen(by, model, window, now), window.start - settings.labels.delay
+    rows = unseen(by, model, window, now)
+    known = window.start if ahead else window.start - settings.labels.delay
     if not rows.rows.num_rows:
         return rows, [None for _ in candidates]
-    past = unseen(by, model, Window(known - reach(settings), known), now, as_of=window.start)
+    told = now if ahead else window.start
+    past = unseen(by, model, Window(known - reach(settings), known), now, as_of=told)
     fits = [rule.fit(past, known, settings) for rule in candidates]
     target = rows.schema.target
     return rows, [None if own is None else own.apply(rows.raw, target) for own in fits]

@@ -76,12 +76,15 @@ def counted(by: Challenge, champion: Release, schema: Schema, now: datetime) -> 
     return history, fresh if fresh >= by.settings.gate.min_rows else 0
 
 
-def recalibrate(by: Challenge, champion: Release, now: datetime) -> Challenged:
+def recalibrate(
+    by: Challenge, champion: Release, now: datetime, *, harm: bool = False
+) -> Challenged:
     """A map by the candidate of the best record, judged; it may be the one that changes nothing.
 
     Judged is the rule, prequentially: each window of rows that no earlier look has used, by the
-    map that could have served in it, of rows and labels known when it began. The map that is
-    released knows all mature rows, so the verdict is that of its siblings.
+    map that could have served in it, of rows and labels known when it began. Where `harm` is shown,
+    by that of all rows before it, since what could have served knew nothing yet of the harm. The
+    map that is released knows all mature rows, so the verdict is that of its siblings.
     """
     settings = by.settings
     mature = now - settings.labels.delay
@@ -91,7 +94,7 @@ def recalibrate(by: Challenge, champion: Release, now: datetime) -> Challenged:
     judging = stretch(champion, past.mapped_until, mature, settings)
     if judging is None:
         return Challenged(problem="Too little time has passed since the last look at a map.")
-    verdict = _judge(by, champion, rule, judging, now)
+    verdict = _judge(by, champion, rule, judging, now, harm=harm)
     if verdict is None:
         least = settings.gate.min_rows
         return Challenged(problem=f"Fewer than {least} labelled rows could judge a map.")
@@ -145,10 +148,17 @@ class _Judged:
 
     @classmethod
     def of(
-        cls, by: Challenge, champion: Release, rule: maps.Rule, window: Window, now: datetime
+        cls,
+        by: Challenge,
+        champion: Release,
+        rule: maps.Rule,
+        window: Window,
+        now: datetime,
+        *,
+        harm: bool,
     ) -> _Judged:
         model = Model.of(by.releases, champion)
-        rows, (mapped,) = maps.foretold(by, model, [rule], window, now)
+        rows, (mapped,) = maps.foretold(by, model, [rule], window, now, ahead=harm)
         target, output = rows.schema.target, rows.raw
         if "calibrator" in champion.manifest["objects"]:
             own = Calibrator.from_json(by.releases.object(champion, "calibrator"))
@@ -159,13 +169,19 @@ class _Judged:
 
 
 def _judge(
-    by: Challenge, champion: Release, rule: maps.Rule, judging: Window, now: datetime
+    by: Challenge,
+    champion: Release,
+    rule: maps.Rule,
+    judging: Window,
+    now: datetime,
+    *,
+    harm: bool = False,
 ) -> Verdict | None:
     """The rule against the champion as it serves, on the rows of `judging`; None where these are
     fewer than `gate.min_rows`.
     """
     settings, windows = by.settings, _windows(judging, by.settings.monitor.window)
-    parts = [_Judged.of(by, champion, rule, window, now) for window in windows]
+    parts = [_Judged.of(by, champion, rule, window, now, harm=harm) for window in windows]
     labels = np.concatenate([part.labels for part in parts])
     if len(labels) < settings.gate.min_rows:
         return None
