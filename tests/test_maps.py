@@ -253,14 +253,19 @@ def test_maps_of_independent_noise_are_released_no_more_often_than_asked(monkeyp
     assert 0 < released / 300 <= remedy.LEVEL
 
 
+def late(stage):
+    """The stage's challenge, its champion's model and first rule, where labels take a week."""
+    labels = stage.chosen.labels.model_copy(update={"delay": WEEK})
+    by = replace(
+        stage.loop._challenger, settings=stage.chosen.model_copy(update={"labels": labels})
+    )
+    return by, Model.of(stage.releases, stage.releases.champion()), maps.rules(by.settings)[0]
+
+
 def test_a_map_is_judged_as_it_could_have_served_with_the_labels_known_by_then(moved):
-    stage, _ = moved
-    champion, now = stage.releases.champion(), stage.clock.now()
-    late = stage.chosen.labels.model_copy(update={"delay": WEEK})
-    by = replace(stage.loop._challenger, settings=stage.chosen.model_copy(update={"labels": late}))
-    model, rule = Model.of(stage.releases, champion), maps.rules(by.settings)[0]
-    window = Window(now - WEEK, now)
-    rows, (found,) = maps.foretold(by, model, [rule], window, now)
+    now = moved[0].clock.now()
+    by, model, rule = late(moved[0])
+    rows, (found,) = maps.foretold(by, model, [rule], Window(now - WEEK, now), now)
     known = unseen(by, model, Window(now - 6 * WEEK, now - 2 * WEEK), now)
     own = known.fit(by.settings.monitor.block)
     assert np.array_equal(found, own.apply(rows.raw, rows.schema.target))
@@ -270,11 +275,8 @@ def test_a_map_is_judged_as_it_could_have_served_with_the_labels_known_by_then(m
 
 
 def test_a_map_for_harm_is_judged_by_all_rows_before_the_window(moved):
-    stage, _ = moved
-    champion, now = stage.releases.champion(), stage.clock.now()
-    late = stage.chosen.labels.model_copy(update={"delay": WEEK})
-    by = replace(stage.loop._challenger, settings=stage.chosen.model_copy(update={"labels": late}))
-    model, rule = Model.of(stage.releases, champion), maps.rules(by.settings)[0]
+    now = moved[0].clock.now()
+    by, model, rule = late(moved[0])
     rows, (found,) = maps.foretold(by, model, [rule], Window(now - WEEK, now), now, ahead=True)
     own = unseen(by, model, Window(now - 5 * WEEK, now - WEEK), now).fit(by.settings.monitor.block)
     assert np.array_equal(found, own.apply(rows.raw, rows.schema.target))

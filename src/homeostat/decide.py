@@ -33,10 +33,10 @@ def decide(evidence: Evidence, past: Past, now: datetime, rule: Decide) -> Decis
     """What to do about one window; the triggers and their order are in docs/decisions.md.
 
     A failed look or too few rows hold; a champion that probation found worse is rolled back, or
-    gets another map where only its map is;
-    broken data calls a human; harm, drift, growth, staleness, age and the schedule retrain, unless
-    cool-down, budget or earlier refusals bid to wait. Where harm is shown, or nothing else is to be
-    done, and there are rows to judge it by, a recalibration comes first. A pinned champion stays.
+    gets another map where only its map is; broken data calls a human; harm, drift, growth,
+    staleness, age and the schedule retrain, unless cool-down, budget or earlier refusals bid to
+    wait. Where harm is shown, or nothing else is to be done, and there are rows to judge it by, a
+    recalibration comes first. A pinned champion stays.
     Under the mode `observe` nothing is ever done.
     """
     wanted = _wanted(evidence, past, rule)
